@@ -1,0 +1,1 @@
+"""Export side of SpecViT Deploy: checkpoint to ONNX, parity gate, bundle."""

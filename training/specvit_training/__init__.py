@@ -1,0 +1,1 @@
+"""Training side of SpecViT Deploy: emulator fit, Vision Transformer, baselines, evaluation (needs torch)."""

@@ -1,0 +1,365 @@
+"""The whole estimator as one torch module: what is trained, tested and exported.
+
+    flux, error (B, 4096) -> mask -> scale -> amplitude -> ViT -> labels and spread
+                          -> emulator at the estimate -> Fisher -> CRLB, chi2
+                          -> calibration table, latent distance
+
+The exported ONNX graph holds all of it (outputs: `OUTPUTS`), so that serving cannot differ from training.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from specvit_deploy.emulator import C_O_WIDTH, LOG_C_O_SUN, THETA_K, Array, Emulator
+from specvit_deploy.labels import LABEL_BOX, LOG_G
+from specvit_deploy.noise import SIGNAL_ELECTRONS, SIGNAL_SCALE, NoiseModel
+from specvit_deploy.scenario import Scenario
+from specvit_training.vit import SCENARIO_NAMES, Normalised, ViT, ViTConfig
+
+SNR_NODES = tuple(math.log10(v) for v in (1.5, 2.2, 3.2, 4.7, 7.0, 10.5, 16.0, 30.0, 100.0))
+"""Nodes of the calibration table in log10 S/N."""
+LOG_G_NODES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
+"""Nodes of the calibration table in predicted log g."""
+PIVOT_GUARD = 3e-5
+"""A label whose information given all others falls below this share of its own is not identifiable in float32."""
+LOG_SPREAD = (-7.0, 3.0)
+"""Range of the network's log spread, box units."""
+LATENT = 16
+"""Principal directions of the pooled features in which the latent distance is taken."""
+
+
+class Estimate(NamedTuple):
+    """Outputs of the graph, in its order; rows are spectra.
+
+    labels : (B, 5) T_eff [K], log_g, M_H, a_M, C_M [dex], inside the label box.
+    label_sigma : (B, 5) the network's spread of each label, K and dex, not calibrated.
+    log_g_err, log_g_lo, log_g_hi : (B,) calibrated 1 sigma and 68 % interval, dex.
+    log_g_crlb : (B,) marginal Cramer-Rao bound (sigma) with the scenario's nuisances; inf if not identifiable.
+    log_g_crlb_prior : (B,) the same with the label box as prior covariance: always finite.
+    chi2_reduced : (B,) of the best linear fit around the estimate.
+    latent_distance : (B,) rms of the whitened features, about 1 on training spectra.
+    n_good : (B,) int32, pixels that carry information.
+    """
+
+    labels: Tensor
+    label_sigma: Tensor
+    log_g_err: Tensor
+    log_g_lo: Tensor
+    log_g_hi: Tensor
+    log_g_crlb: Tensor
+    log_g_crlb_prior: Tensor
+    chi2_reduced: Tensor
+    latent_distance: Tensor
+    n_good: Tensor
+
+
+OUTPUTS = Estimate._fields
+
+
+class Prepared(NamedTuple):
+    """A batch in units of its own amplitude; rows are spectra.
+
+    flux : (B, n), 0 at bad pixels.
+    inverse_variance : (B, n), 0 at bad pixels.
+    network : what the ViT sees.
+    n_good : (B, 1) float.
+    """
+
+    flux: Tensor
+    inverse_variance: Tensor
+    network: Normalised
+    n_good: Tensor
+
+
+class Preparation(nn.Module):
+    """Mask, scale and normalise.
+
+    A pixel carries information if its flux and error are finite and its error is positive. Every row is divided by
+    the geometric mean of its errors before anything is squared (1e-21 is a legal flux unit), then by the
+    inverse-variance-weighted amplitude against the mean template.
+    """
+
+    mean: Tensor
+    reference_information: Tensor
+
+    def __init__(self, mean: Tensor, reference_error: Tensor, scenario: Scenario) -> None:
+        super().__init__()
+        self.scenario_index = SCENARIO_NAMES.index(scenario.name)
+        self.register_buffer("mean", mean)
+        self.register_buffer("reference_information", reference_error.square())
+
+    def forward(self, flux: Tensor, error: Tensor) -> Prepared:
+        """Prepare raw flux and error (B, n)."""
+        good = torch.isfinite(flux) & torch.isfinite(error) & (error > 0)
+        n_good = good.to(flux.dtype).sum(1, keepdim=True)
+        error = torch.where(good, error, 1.0)
+        scale = torch.exp(torch.log(error).sum(1, keepdim=True) / n_good.clamp(min=1.0))
+        flux = (torch.where(good, flux, 0.0) / scale).clamp(-1e6, 1e6)
+        error = (error / scale).clamp(1e-4, 1e8)
+        w = torch.where(good, 1.0 / error.square(), 0.0)
+        power = (w * self.mean.square()).sum(1, keepdim=True).clamp(min=1e-30)
+        amplitude = (w * flux * self.mean).sum(1, keepdim=True) / power
+        amplitude = torch.maximum(amplitude, power.rsqrt())  # never below its own 1 sigma, never negative
+        flux, w = flux / amplitude, w * amplitude.square()
+        snr = (power * amplitude.square() / n_good.clamp(min=1.0)).sqrt()
+        network = Normalised(
+            residual=torch.where(good, flux - self.mean, 0.0),
+            information=w * self.reference_information,
+            log_snr=torch.log10(snr.clamp(1e-2, 1e3)),
+            scenario=torch.full_like(snr[:, 0], self.scenario_index, dtype=torch.int64),
+        )
+        return Prepared(flux, w, network, n_good)
+
+
+class TorchEmulator(nn.Module):
+    """The emulator with its derivatives as matrix products; labels (B, 5) in K and dex, float32."""
+
+    def __init__(self, emulator: Emulator) -> None:
+        super().__init__()
+        mean_v, basis_v = emulator.velocity_basis()
+        for name, value in {
+            "scale": 2.0 / (emulator.x_high - emulator.x_low),
+            "shift": -1.0 - 2.0 * emulator.x_low / (emulator.x_high - emulator.x_low),
+            **{k: getattr(emulator, k) for k in ("w1", "b1", "w2", "b2", "w3", "b3")},
+            "mean": emulator.mean[emulator.inner],
+            "basis": emulator.basis[:, emulator.inner],
+            "mean_v": mean_v,
+            "basis_v": basis_v,
+        }.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
+
+    scale: Tensor
+    shift: Tensor
+    w1: Tensor
+    b1: Tensor
+    w2: Tensor
+    b2: Tensor
+    w3: Tensor
+    b3: Tensor
+    mean: Tensor
+    basis: Tensor
+    mean_v: Tensor
+    basis_v: Tensor
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Flux (B, n), Jacobian by label (B, 5, n), derivative by velocity (B, n)."""
+        t_eff, log_g, m_h, a_m, c_m = labels.unbind(1)
+        one, zero = torch.ones_like(t_eff), torch.zeros_like(t_eff)
+        ratio = torch.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)
+        d_ratio = (1.0 - ratio * ratio) / C_O_WIDTH
+        x = torch.stack([THETA_K / t_eff, log_g, m_h, a_m, c_m, ratio], 1)
+        dx = torch.stack(
+            [
+                torch.stack([-THETA_K / (t_eff * t_eff), zero, zero, zero, zero, zero], 1),
+                torch.stack([zero, one, zero, zero, zero, zero], 1),
+                torch.stack([zero, zero, one, zero, zero, zero], 1),
+                torch.stack([zero, zero, zero, one, zero, -d_ratio], 1),
+                torch.stack([zero, zero, zero, zero, one, d_ratio], 1),
+            ],
+            1,
+        )  # (B, 5, 6)
+        h1 = (x * self.scale + self.shift) @ self.w1 + self.b1
+        s1 = torch.sigmoid(h1)
+        h2 = (h1 * s1) @ self.w2 + self.b2
+        s2 = torch.sigmoid(h2)
+        d1 = ((dx * self.scale) @ self.w1) * (s1 * (1 + h1 * (1 - s1)))[:, None]
+        d2 = (d1 @ self.w2) * (s2 * (1 + h2 * (1 - s2)))[:, None]
+        c = (h2 * s2) @ self.w3 + self.b3
+        return self.mean + c @ self.basis, (d2 @ self.w3) @ self.basis, self.mean_v + c @ self.basis_v
+
+
+class Limits(nn.Module):
+    """Fisher information at given labels: CRLB of log g and chi2.
+
+    F = D W D^T with the rows of D scaled to prior standard deviations. Amplitude, where the scenario frees it, is
+    projected out of every row first (flat prior, and the one large cancellation); slope and velocity follow where
+    the scenario has them, then the labels, log g last. Elimination in this order leaves the Schur complement of
+    log g, 1 / CRLB^2, as the last pivot; appending the residual as one more row leaves the chi2 of the best linear
+    fit behind it. float32 throughout.
+    """
+
+    tilt: Tensor
+    label_sd: Tensor
+
+    def __init__(self, emulator: TorchEmulator, scenario: Scenario) -> None:
+        super().__init__()
+        self.emulator = emulator
+        self.scenario = scenario
+        self.register_buffer("tilt", torch.linspace(-1.0, 1.0, len(emulator.mean)))
+        self.register_buffer("label_sd", torch.tensor(LABEL_BOX.sd, dtype=torch.float32))
+
+    def forward(self, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """CRLB, CRLB with label prior (dex) and residual chi2, each (B,); inputs (B, 5), (B, n), (B, n)."""
+        model, jacobian, velocity = self.emulator(labels)
+        jacobian = jacobian * self.label_sd[:, None]
+        rows = []
+        if self.scenario.slope_sd > 0:
+            rows.append(self.scenario.slope_sd * self.tilt * model)
+        if self.scenario.velocity_sd > 0:
+            rows.append(self.scenario.velocity_sd * velocity)
+        nuisances = len(rows)
+        rows += [jacobian[:, i] for i in range(5) if i != LOG_G] + [jacobian[:, LOG_G], flux - model]
+        design = torch.stack(rows, 1)  # (B, R, n), the residual last
+        if self.scenario.amplitude_free:
+            weighted = inverse_variance * model
+            power = (weighted * model).sum(1).clamp(min=1e-30)[:, None, None]
+            overlap = (design * weighted[:, None]).sum(2, keepdim=True) / power
+            design = design - overlap * model[:, None]
+        design = design * inverse_variance.sqrt()[:, None]
+        gram = design @ design.transpose(1, 2)
+        known = torch.tensor([1.0] * nuisances + [0.0] * 6, device=gram.device)
+        sd = self.label_sd[LOG_G]
+        pivot, _, identifiable = eliminate(gram + torch.diag(known))
+        crlb = torch.where(identifiable, sd * pivot.rsqrt(), torch.inf)
+        known = torch.tensor([1.0] * (nuisances + 5) + [0.0], device=gram.device)
+        pivot, chi2, _ = eliminate(gram + torch.diag(known))
+        return crlb, sd * pivot.rsqrt(), chi2
+
+
+def eliminate(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Eliminate all rows but the last of (B, R, R): pivot of row R - 2, what is left of the last, identifiability."""
+    own = torch.diagonal(gram, dim1=1, dim2=2)
+    identifiable = torch.ones_like(own[:, 0], dtype=torch.bool)
+    pivot = own[:, 0]
+    for k in range(gram.shape[1] - 1):
+        pivot = gram[:, 0, 0]
+        identifiable = identifiable & (pivot > PIVOT_GUARD * own[:, k])
+        pivot = torch.maximum(pivot, 1e-7 * own[:, k]).clamp(min=1e-30)
+        column = gram[:, 1:, 0]
+        gram = gram[:, 1:, 1:] - column[:, :, None] * (column / pivot[:, None])[:, None, :]
+    return pivot, gram[:, 0, 0], identifiable
+
+
+class Calibration(nn.Module):
+    """Factors on the network's spread over (S/N, predicted log g), bilinear between nodes."""
+
+    table: Tensor
+    snr_nodes: Tensor
+    log_g_nodes: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        table = torch.ones(3, len(SNR_NODES), len(LOG_G_NODES))  # err, below, above
+        self.register_buffer("table", table)
+        self.register_buffer("snr_nodes", torch.tensor(SNR_NODES))
+        self.register_buffer("log_g_nodes", torch.tensor(LOG_G_NODES))
+
+    def forward(self, log_snr: Tensor, log_g: Tensor) -> Tensor:
+        """Factors (B, 3) for err, lower and upper half-width; inputs (B,)."""
+        a, b = hat_weights(log_snr, self.snr_nodes), hat_weights(log_g, self.log_g_nodes)
+        rows = (a @ self.table.transpose(0, 1).flatten(1)).unflatten(1, (3, -1))  # (B, 3, G)
+        return (rows * b[:, None]).sum(2)
+
+
+def hat_weights(x: Tensor, nodes: Tensor) -> Tensor:
+    """Weights (B, M) of linear interpolation of `x` (B,) between sorted `nodes` (M,), constant beyond the ends."""
+    x = torch.minimum(torch.maximum(x, nodes[0]), nodes[-1])[:, None]
+    left = torch.cat([nodes[:1] - 1.0, nodes[:-1]])
+    right = torch.cat([nodes[1:], nodes[-1:] + 1.0])
+    return torch.minimum((x - left) / (nodes - left), (right - x) / (right - nodes)).clamp(0.0, 1.0)
+
+
+class Estimator(nn.Module):
+    """Preparation, ViT, limits, calibration: flux and error (B, 4096) to `Estimate`.
+
+    Parameters
+    ----------
+    config : ViTConfig
+        Network; needs all ten outputs.
+    emulator, noise : Emulator, NoiseModel
+        The simulator's parts: template and limits, reference error.
+    scenario : Scenario
+        Whose nuisances the limits carry.
+    """
+
+    center: Tensor
+    sd: Tensor
+    low: Tensor
+    high: Tensor
+    latent_mean: Tensor
+    latent_whitening: Tensor
+
+    def __init__(self, config: ViTConfig, emulator: Emulator, noise: NoiseModel, scenario: Scenario) -> None:
+        super().__init__()
+        for name, value in {
+            "center": LABEL_BOX.center,
+            "sd": LABEL_BOX.sd,
+            "low": np.asarray(LABEL_BOX.low),
+            "high": np.asarray(LABEL_BOX.high),
+        }.items():
+            self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
+        mean, reference_error, projection = sufficient_statistic(emulator, noise)
+        self.preparation = Preparation(_f32(mean), _f32(reference_error), scenario)
+        self.vit = ViT(config, _f32(reference_error), _f32(projection))
+        self.limits = Limits(TorchEmulator(emulator), scenario)
+        self.calibration = Calibration()
+        features = self.vit.head.in_features
+        self.register_buffer("latent_mean", torch.zeros(features))
+        self.register_buffer("latent_whitening", torch.zeros(features, LATENT))
+
+    def forward(self, flux: Tensor, error: Tensor) -> Estimate:
+        """Estimate labels with their limits; a row without good pixels gives NaN labels."""
+        prepared = self.preparation(flux, error)
+        features = self.vit.features(prepared.network)
+        out = self.vit.head(features)
+        labels = torch.minimum(torch.maximum(self.center + self.sd * out[:, :5], self.low), self.high)
+        label_sigma = self.sd * torch.exp(out[:, 5:].clamp(*LOG_SPREAD))
+        crlb, crlb_prior, chi2 = self.limits(labels, prepared.flux, prepared.inverse_variance)
+        log_g, n_good = labels[:, LOG_G], prepared.n_good[:, 0]
+        half = label_sigma[:, LOG_G, None] * self.calibration(prepared.network.log_snr[:, 0], log_g)
+        distance = ((features - self.latent_mean) @ self.latent_whitening).square().mean(1).sqrt()
+        empty = n_good < 1
+
+        def blank(x: Tensor) -> Tensor:
+            return torch.where(empty.reshape(-1, *[1] * (x.dim() - 1)), torch.nan, x)
+
+        return Estimate(
+            labels=blank(labels),
+            label_sigma=blank(label_sigma),
+            log_g_err=blank(half[:, 0]),
+            log_g_lo=blank(log_g - half[:, 1]),
+            log_g_hi=blank(log_g + half[:, 2]),
+            log_g_crlb=torch.where(empty, torch.inf, crlb),
+            log_g_crlb_prior=crlb_prior,
+            chi2_reduced=blank(chi2 / (n_good - design_rank(self.limits.scenario)).clamp(min=1.0)),
+            latent_distance=blank(distance),
+            n_good=n_good.to(torch.int32),
+        )
+
+
+def design_rank(scenario: Scenario) -> int:
+    """Free parameters of the linear fit whose chi2 is reported."""
+    return 5 + scenario.amplitude_free + (scenario.slope_sd > 0) + (scenario.velocity_sd > 0)
+
+
+def sufficient_statistic(emulator: Emulator, noise: NoiseModel) -> tuple[Array, Array, Array]:
+    """Mean template (n,), reference error (n,) and the start of the information tokens (K, n).
+
+    The error is that of the mean template at magnitude 21.5. Rows of the projection are L^-1 B W0 times the
+    reference error, L the Cholesky factor of B W0 B^T + C^-1, C the coefficients' covariance over the label box;
+    each is divided by (1 + its signal variance)^(1/4), half-way between unit noise and unit signal.
+    """
+    rng = np.random.default_rng(0)
+    c = emulator.coefficients(rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (4000, 5)))
+    basis = emulator.basis[:, emulator.inner]
+    mean = emulator.mean[emulator.inner] + c.mean(axis=0) @ basis
+    per_flux = SIGNAL_SCALE * SIGNAL_ELECTRONS * noise.response / np.median(mean * noise.response)
+    variance = mean * per_flux + noise.fixed + noise.continuum + noise.lines
+    error = np.sqrt(variance) / per_flux
+    covariance = np.cov(c.T)
+    fisher = (basis / error**2) @ basis.T
+    rows = np.linalg.solve(np.linalg.cholesky(fisher + np.linalg.inv(covariance)), basis / error)
+    signal = np.einsum("kn,ln,lm->km", rows, basis / error, covariance) @ (rows @ (basis / error).T).T
+    return mean, error, rows / (1.0 + np.diag(signal))[:, None] ** 0.25
+
+
+def _f32(array: Array) -> Tensor:
+    return torch.as_tensor(array, dtype=torch.float32)
+
+
