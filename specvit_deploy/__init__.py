@@ -1,3 +1,35 @@
-"""Surface gravities with their Cramer-Rao bound for survey-scale catalogues of stellar spectra."""
+"""Surface gravities with their Cramer-Rao bound for survey-scale catalogues of stellar spectra.
+
+>>> import specvit_deploy as sv
+>>> table = sv.predict("catalog.h5")  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from specvit_deploy.bundle import Bundle as Bundle
+    from specvit_deploy.bundle import load_bundle as load_bundle
+    from specvit_deploy.catalog_writer import simulate as simulate
+    from specvit_deploy.emulator import Emulator as Emulator
+    from specvit_deploy.errors import SpecVitError as SpecVitError
+    from specvit_deploy.pipeline import Estimator as Estimator
+    from specvit_deploy.pipeline import predict as predict
+    from specvit_deploy.quality import Quality as Quality
 
 __version__ = "0.1.0"
+__all__ = ["Bundle", "Emulator", "Estimator", "Quality", "SpecVitError", "load_bundle", "predict", "simulate"]
+
+_HOMES = {
+    "Bundle": "bundle", "load_bundle": "bundle", "simulate": "catalog_writer", "Emulator": "emulator",
+    "SpecVitError": "errors", "Estimator": "pipeline", "predict": "pipeline", "Quality": "quality",
+}  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        from importlib import import_module
+
+        return getattr(import_module(f"specvit_deploy.{_HOMES[name]}"), name)
+    raise AttributeError(f"module 'specvit_deploy' has no attribute '{name}'")

@@ -1,0 +1,164 @@
+"""Command line: each command opens, calls, prints. Optional commands are imported when they are used."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specvit_deploy import __version__
+from specvit_deploy.errors import SpecVitError, missing_extra
+
+
+@dataclass(frozen=True)
+class Optional:
+    """A command that lives elsewhere: where, which extra supplies it, one line of help."""
+
+    target: str
+    extra: str
+    help: str
+
+
+OPTIONAL = {
+    "train": Optional("specvit_training.commands:train", "train", "Train a network on endless simulated spectra."),
+    "evaluate": Optional("specvit_training.commands:evaluate", "train", "Measure accuracy against the limits on one fixed test set."),
+    "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
+    "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
+}
+OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")
+
+
+class LazyCommand(click.Command):
+    """Stands for an optional command in `--help`; imports the real one when it is called."""
+
+    def __init__(self, name: str, optional: Optional) -> None:
+        super().__init__(name, help=optional.help, add_help_option=False)
+        self.optional = optional
+        self.real: click.Command | None = None
+
+    def load(self) -> click.Command:
+        """Import the command; a missing third-party module becomes the name of its extra."""
+        if self.real is None:
+            module, attribute = self.optional.target.split(":")
+            try:
+                self.real = getattr(import_module(module), attribute)
+            except ModuleNotFoundError as error:
+                if (error.name or "").split(".")[0] in OWN_PACKAGES:
+                    raise  # our own mistake, not a missing extra
+                raise missing_extra(f"'specvit-deploy {self.name}'", self.optional.extra) from None
+        assert isinstance(self.real, click.Command)
+        return self.real
+
+    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:  # noqa: D102
+        return self.load().make_context(info_name, args, parent, **extra)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
+        return self.load().invoke(ctx)
+
+
+class Group(click.Group):
+    """Commands in a fixed order; `SpecVitError` becomes one line and exit code 2."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: D102
+        return [*self.commands, *OPTIONAL]
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: D102
+        if cmd_name in OPTIONAL:
+            return LazyCommand(cmd_name, OPTIONAL[cmd_name])
+        return super().get_command(ctx, cmd_name)
+
+    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            try:
+                return super().invoke(ctx)
+            except SpecVitError as error:
+                click.echo(f"Error: {error}", err=True)
+                ctx.exit(2)
+
+
+def _show_warning(message: Warning | str, *_: Any, **__: Any) -> None:
+    click.echo(f"Warning: {message}", err=True)
+
+
+@click.group(cls=Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__)
+def main() -> None:
+    """Surface gravities with their Cramer-Rao bound for survey-scale catalogues of stellar spectra."""
+
+
+@contextmanager
+def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+    """Progress bar on stderr, silent when that is no terminal; gives `start(total)` and `advance(rows)`."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    bar = Progress(
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+        console=console, disable=not console.is_terminal,
+    )  # fmt: skip
+    with bar:
+        task = bar.add_task(text, total=total)
+        yield (lambda n: bar.update(task, total=n)), (lambda n: bar.advance(task, n))
+
+
+@main.command()
+@click.argument("catalog", type=click.Path(path_type=Path), required=False)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file.  [default: CATALOG with .logg.h5]")
+@click.option("--bundle", default="pfs-mr", show_default=True, help="Directory of a bundle, or the name of an embedded one.")
+@click.option("--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5).")
+@click.option("--noise-level", default=0.0, show_default=True, help="Add noise of this many times the errors (for clean flux).")
+@click.option("--seed", default=0, show_default=True, help="Seed of that noise.")
+@click.option("--threads", default=1, show_default=True, help="Threads of the engine.")
+def predict(
+    catalog: Path | None, output: Path | None, bundle: str, demo: bool, noise_level: float, seed: int, threads: int
+) -> None:
+    """Estimate log g with its Cramer-Rao bound for every spectrum of CATALOG (HDF5)."""
+    from specvit_deploy.pipeline import predict as run
+    from specvit_deploy.summary import summarise
+
+    if demo:
+        catalog = _write_demo(catalog or Path("demo.h5"))
+    if catalog is None:
+        raise click.UsageError("give a CATALOG, or --demo to write one first")
+    output = output or catalog.with_suffix(".logg.h5")
+    with progress("predict") as (start, advance):
+        run(catalog, output, bundle, noise_level=noise_level, seed=seed, threads=threads, start=start, advance=advance)
+    click.echo(summarise(output))
+
+
+def _write_demo(catalog: Path) -> Path:
+    from specvit_deploy.catalog_writer import simulate as write
+
+    if catalog.exists():
+        raise SpecVitError(f"{catalog} exists already; predict on it without --demo, or give another name")
+    write(catalog, n=500, scenario="survey", mag=(19.0, 22.5))
+    click.echo(f"wrote {catalog}: 500 simulated spectra, scenario survey, magnitude 19 to 22.5")
+    return catalog
+
+
+@main.command()
+@click.argument("catalog", type=click.Path(path_type=Path))
+@click.option("--n", default=10_000, show_default=True, type=click.IntRange(1), help="Number of spectra.")
+@click.option("--seed", default=42, show_default=True, help="Equal seeds give equal spectra.")
+@click.option("--mag", nargs=2, type=float, default=(20.5, 22.5), show_default=True, help="Range of the HSC i magnitude.")
+@click.option("--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Nuisances.")
+def simulate(catalog: Path, n: int, seed: int, mag: tuple[float, float], scenario: str) -> None:
+    """Write a CATALOG of simulated noisy spectra (HDF5, simulator-dataset layout)."""
+    from specvit_deploy.catalog_writer import simulate as write
+
+    with progress("simulate", n) as (_, advance):
+        write(catalog, n=n, seed=seed, mag=mag, scenario=scenario, advance=advance)
+    click.echo(f"wrote {catalog}: {n} spectra, scenario {scenario}, magnitude {mag[0]:g} to {mag[1]:g}, seed {seed}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,111 @@
+"""Quality bits: what a user should know about a row. Extended, never renumbered."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specvit_deploy.labels import LABEL_BOX
+
+MIN_GOOD_PIXELS = 256
+"""A row with fewer good pixels has no result."""
+PARTIAL_BELOW = 0.5
+"""A row with a smaller share of good pixels is PARTIAL_COVERAGE."""
+EDGE = 0.02
+"""Outer share of a label's range that counts as its edge."""
+
+
+class Quality(IntFlag):
+    """Bits of the `quality` column; 0 is a row without remarks. NO_DATA and BAD_ERROR leave `log_g` NaN."""
+
+    NO_DATA = 1  #: fatal: fewer than 256 good pixels
+    BAD_ERROR = 2  #: fatal: flux is there, its errors are unusable (zero, negative, not finite)
+    PARTIAL_COVERAGE = 4  #: fewer than half of the pixels are good
+    LOW_SNR = 8  #: median S/N below the training domain
+    HIGH_SNR = 16  #: median S/N above the training domain
+    LABEL_EDGE = 32  #: a label lies in the outer 2 % of its range: the truth may be outside
+    POOR_FIT = 64  #: chi2 of the best model exceeds what training spectra show
+    OUT_OF_DISTRIBUTION = 128  #: the network's features are unlike those of training spectra
+    NOT_FLUX_CALIBRATED = 256  #: input in counts
+    RESAMPLED = 512  #: flux was resampled to the instrument grid
+    VELOCITY_UNKNOWN = 1024  #: no radial velocity was given
+    UPSTREAM_FLAG = 2048  #: the survey itself marks the row as bad
+    NEGATIVE_FLUX = 4096  #: the median flux is not positive
+    ENGINE_FALLBACK = 8192  #: not the requested engine
+
+
+FATAL = Quality.NO_DATA | Quality.BAD_ERROR
+
+
+@dataclass(frozen=True)
+class Domain:
+    """Where the model was trained: ranges outside of which rows are flagged.
+
+    Parameters
+    ----------
+    snr : (float, float)
+        Median S/N per pixel.
+    chi2_reduced : float
+        Largest value seen on training spectra (99.9th percentile).
+    latent_distance : float
+        The same for the latent distance.
+    """
+
+    snr: tuple[float, float]
+    chi2_reduced: float
+    latent_distance: float
+
+
+def assess(
+    estimate: dict[str, NDArray[Any]], flux_pixels: NDArray[np.int64], snr: NDArray[np.float32], pixels: int, domain: Domain
+) -> NDArray[np.int32]:
+    """Quality bits of N rows.
+
+    Parameters
+    ----------
+    estimate : dict
+        Outputs of the graph.
+    flux_pixels : (N,) array
+        Unmasked pixels with finite flux, whatever their errors.
+    snr : (N,) array
+        Median S/N over good pixels, NaN without any.
+    pixels : int
+        Pixels of a row.
+    domain : Domain
+        Of the bundle.
+    """
+    n_good, labels = estimate["n_good"], estimate["labels"]
+    few = n_good < MIN_GOOD_PIXELS
+    low, width = np.asarray(LABEL_BOX.low), np.subtract(LABEL_BOX.high, LABEL_BOX.low)
+    position = (labels - low) / width
+    conditions = {
+        Quality.NO_DATA: few & (flux_pixels < MIN_GOOD_PIXELS),
+        Quality.BAD_ERROR: few & (flux_pixels >= MIN_GOOD_PIXELS),
+        Quality.PARTIAL_COVERAGE: n_good < PARTIAL_BELOW * pixels,
+        Quality.LOW_SNR: snr < domain.snr[0],
+        Quality.HIGH_SNR: snr > domain.snr[1],
+        Quality.LABEL_EDGE: ((position < EDGE) | (position > 1.0 - EDGE)).any(axis=1),
+        Quality.POOR_FIT: estimate["chi2_reduced"] > domain.chi2_reduced,
+        Quality.OUT_OF_DISTRIBUTION: estimate["latent_distance"] > domain.latent_distance,
+        Quality.NEGATIVE_FLUX: snr <= 0,
+    }
+    bits = np.zeros(len(n_good), np.int32)
+    for flag, rows in conditions.items():
+        bits |= np.where(rows, np.int32(flag), np.int32(0))
+    return bits
+
+
+def median_snr(flux: NDArray[np.float32], error: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Median of flux / error over good pixels of (N, n) rows, shape (N,); NaN for a row without any."""
+    good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
+    ratio = np.divide(flux, error, out=np.full(flux.shape, np.nan, np.float32), where=good)
+    if good.all():
+        return np.asarray(np.median(ratio, axis=1), np.float32)
+    ratio.sort(axis=1)  # NaN sorts last
+    count = good.sum(axis=1)
+    rows, middle = np.arange(len(ratio)), np.maximum(count, 1)
+    return np.asarray((ratio[rows, (middle - 1) // 2] + ratio[rows, middle // 2]) / 2, np.float32)

@@ -1,0 +1,28 @@
+"""A few lines about a result file, for the terminal."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import h5py
+import numpy as np
+
+from specvit_deploy.quality import FATAL, Quality
+
+
+def summarise(path: Path) -> str:
+    """Describe a result file: counts, typical uncertainty against the limit, quality bits."""
+    with h5py.File(path, "r") as file:
+        log_g, err, crlb, snr = (file[name][:] for name in ("log_g", "log_g_err", "log_g_crlb", "snr_median"))
+        quality = file["quality"][:]
+        header = f"{file.attrs['bundle']} {str(file.attrs['bundle_sha256'])[:12]}, {file.attrs['engine']}"
+    valid = (quality & int(FATAL)) == 0
+    lines = [f"wrote {path}: {len(log_g)} rows, {valid.sum()} with log_g ({header})"]
+    if valid.any():
+        low, middle, high = np.percentile(log_g[valid], [16, 50, 84])
+        lines.append(f"  log_g {middle:.2f} ({low:.2f} to {high:.2f}), median S/N {np.median(snr[valid]):.1f}")
+        lines.append(f"  median log_g_err {np.median(err[valid]):.3f} dex, median Cramer-Rao bound {np.median(crlb[valid]):.3f} dex")
+    for bit in Quality:
+        if count := int(((quality & int(bit)) != 0).sum()):
+            lines.append(f"  {bit.name}: {count}")
+    return "\n".join(lines)
