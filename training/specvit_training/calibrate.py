@@ -1,0 +1,109 @@
+"""Calibration and training domain of an estimator, fitted on simulated spectra that training never saw."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from specvit_deploy.catalog_writer import draw_block
+from specvit_deploy.labels import LOG_G
+from specvit_deploy.quality import Domain, median_snr
+from specvit_deploy.scenario import get_scenario
+from specvit_deploy.simulator import Simulator
+from specvit_training.estimator import LATENT, LOG_G_NODES, SNR_NODES, Estimator, hat_weights
+
+QUANTILES = (0.15865525, 0.84134475)
+PSEUDO_COUNT = 100.0
+"""Weight of the S/N row's own factors in a cell, in spectra: sparse cells fall back on them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A set of simulated spectra, identified by what makes it: scenario, magnitudes, number, seed."""
+
+    scenario: str
+    mag: tuple[float, float]
+    n: int
+    seed: int
+
+    def blocks(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]]:
+        """Truth (B, 5), flux and error (B, 4096), masked pixels with infinite error, block by block.
+
+        The same spectra that `specvit-deploy simulate` writes for this scenario, range and seed.
+        """
+        simulator = Simulator(get_scenario(self.scenario), mag=self.mag)
+        done = number = 0
+        while done < self.n:
+            spectra = draw_block(simulator, self.seed, number)
+            rows = min(len(spectra.labels), self.n - done)
+            error = np.where(spectra.bad, np.float32(np.inf), spectra.error)
+            yield spectra.labels[:rows], spectra.flux[:rows], error[:rows]
+            done, number = done + rows, number + 1
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data for a report."""
+        return asdict(self)
+
+
+def calibration_recipe(scenario: str, n: int = 60_000) -> Recipe:
+    """Spectra behind a bundle's calibration: magnitude 18 to 23, apart from every training and test seed."""
+    return Recipe(scenario, (18.0, 23.0), n, seed=7_001)
+
+
+@torch.no_grad()
+def calibrate(estimator: Estimator, recipe: Recipe) -> Domain:
+    """Fill the estimator's calibration table and latent whitening; return its training domain.
+
+    For every node of (S/N, predicted log g) the factors are weighted quantiles, over spectra near the node, of
+    z = (truth - prediction) / spread: 68.27 % of |z| for `log_g_err`, 15.87 % and 84.13 % of z for the interval.
+    """
+    estimator.eval()
+    columns: list[tuple[Tensor, ...]] = []
+    snr = []
+    for labels, flux, error in recipe.blocks():
+        prepared = estimator.preparation(torch.from_numpy(flux), torch.from_numpy(error))
+        features = estimator.vit.features(prepared.network)
+        out = estimator(torch.from_numpy(flux), torch.from_numpy(error))
+        truth = torch.from_numpy(labels[:, LOG_G])
+        z = (truth - out.labels[:, LOG_G]) / out.label_sigma[:, LOG_G]
+        columns.append((prepared.network.log_snr[:, 0], out.labels[:, LOG_G], z, out.chi2_reduced, features))
+        snr.append(median_snr(flux, error))
+    log_snr, log_g, z, chi2, features = (torch.cat(column) for column in zip(*columns, strict=True))
+    estimator.calibration.table.copy_(calibration_table(log_snr, log_g, z))
+    center = features.double().mean(0)
+    values, vectors = torch.linalg.eigh(torch.cov((features.double() - center).T))
+    estimator.latent_mean.copy_(center)
+    estimator.latent_whitening.copy_(vectors[:, -LATENT:] / values[-LATENT:].sqrt())
+    distance = ((features - estimator.latent_mean) @ estimator.latent_whitening).square().mean(1).sqrt()
+    low, high = np.percentile(np.concatenate(snr), [0.1, 99.9])
+    return Domain((float(low), float(high)), float(chi2.quantile(0.999)), float(distance.quantile(0.999)))
+
+
+def calibration_table(log_snr: Tensor, log_g: Tensor, z: Tensor) -> Tensor:
+    """Factors (3, S, G) for err, lower and upper half-width; inputs (N,)."""
+    a = hat_weights(log_snr, torch.tensor(SNR_NODES)).double().numpy()
+    b = hat_weights(log_g, torch.tensor(LOG_G_NODES)).double().numpy()
+    values = z.double().numpy()
+    table = np.ones((3, len(SNR_NODES), len(LOG_G_NODES)))
+    for i in range(len(SNR_NODES)):
+        row = a[:, i] if a[:, i].sum() > PSEUDO_COUNT else np.ones(len(values))
+        share = min(1.0, PSEUDO_COUNT / row.sum())
+        for j in range(len(LOG_G_NODES)):
+            weight = a[:, i] * b[:, j] + share * row
+            table[0, i, j] = weighted_quantile(np.abs(values), weight, QUANTILES[1] - QUANTILES[0])
+            table[1, i, j] = -weighted_quantile(values, weight, QUANTILES[0])
+            table[2, i, j] = weighted_quantile(values, weight, QUANTILES[1])
+    return torch.as_tensor(table.clip(0.05, 20.0), dtype=torch.float32)
+
+
+def weighted_quantile(values: NDArray[np.float64], weight: NDArray[np.float64], q: float) -> float:
+    """Smallest value whose cumulative weight reaches `q` of the total."""
+    order = np.argsort(values)
+    cumulative = np.cumsum(weight[order])
+    return float(values[order][np.searchsorted(cumulative, q * cumulative[-1])])

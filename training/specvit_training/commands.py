@@ -1,0 +1,154 @@
+"""Commands of the `train` extra: open, call, print."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import click
+
+from specvit_deploy.atomic import whole_file
+from specvit_deploy.cli import progress
+from specvit_deploy.errors import SpecVitError
+
+PathOption = click.Path(path_type=Path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write JSON, whole or not at all."""
+    with whole_file(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=1) + "\n")
+
+
+@click.command()
+@click.argument("config", type=PathOption)
+@click.option("-o", "--output", type=PathOption, help="Folder of the run.  [default: runs/NAME]")
+@click.option("--time-budget", help="End the schedule after this long, e.g. 90m, 2h.")
+@click.option("--steps", type=click.IntRange(1), help="Number of optimiser steps.")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads.")
+@click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
+def train(
+    config: Path, output: Path | None, time_budget: str | None, steps: int | None, threads: int | None, restart: bool
+) -> None:
+    """Train as CONFIG (TOML) says; a stopped run goes on where it was."""
+    from specvit_training.fit import read_config
+    from specvit_training.fit import train as run
+
+    settings = read_config(config)
+    if time_budget:
+        settings = replace(settings, time_budget_s=seconds(time_budget))
+    settings = replace(settings, steps=steps or settings.steps, threads=threads or settings.threads)
+    path = run(settings, output or Path("runs") / config.stem, resume=not restart, log=click.echo)
+    click.echo(f"wrote {path}; next: specvit-deploy export {path}")
+
+
+def seconds(text: str) -> float:
+    """Parse a duration such as 90m, 2h or 45s."""
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([smh])", text.strip())
+    if not found:
+        raise SpecVitError(f"'{text}' is not a duration; write 45s, 90m or 2h")
+    return float(found[1]) * {"s": 1, "m": 60, "h": 3600}[found[2]]
+
+
+@click.command()
+@click.argument("models", nargs=-1)
+@click.option("--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Test set.")
+@click.option("--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra.")
+@click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
+def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None) -> None:
+    """Score MODELS (bundles or checkpoints; default: the embedded bundle) on one test set, beside its limits."""
+    from specvit_training.evaluate import evaluate as run
+    from specvit_training.evaluate import test_recipe
+
+    with progress("evaluate", n) as (_, advance):
+        report = run(models or ("pfs-mr",), test_recipe(scenario, n), advance)
+    if output:
+        write_json(output, report)
+    limits = report["limits"]["overall"]
+    click.echo(f"{n} {scenario} spectra (test set {report['test_set']['hash']}), "
+               f"median CRLB {limits['crlb_median']:.3f} dex, rms of finite {limits['crlb_rms_of_finite']:.3f}, "
+               f"infinite {100 * limits['crlb_infinite_share']:.1f} %")  # fmt: skip
+    for model in report["models"]:
+        scores = model["overall"]
+        click.echo(f"{model['name']} (told {model['told']}): "
+                   + ", ".join(f"{k} {v[0]:.4f} [{v[1]:.4f} {v[2]:.4f}]" for k, v in scores.items()))  # fmt: skip
+
+
+@click.group()
+def emulator() -> None:
+    """Fit, evaluate and use the spectral emulator."""
+
+
+@emulator.command()
+@click.argument("nodes", type=PathOption)
+@click.option("-o", "--output", type=PathOption, default=Path("emulator.npz"), show_default=True, help="Emulator to write.")
+@click.option("--seed", default=7, show_default=True, help="Of the hold-out and the start.")
+@click.option("--steps", default=10_000, show_default=True, help="Optimiser steps of each member.")
+def fit(nodes: Path, output: Path, seed: int, steps: int) -> None:
+    """Fit an emulator to NODES (HDF5: params, flux, wave, node_id)."""
+    from specvit_training.emulator_fit import FitConfig, evaluate_emulator, fit_emulator, read_nodes
+
+    grid = read_nodes(nodes)
+    fitted = fit_emulator(grid, FitConfig(seed=seed, steps=steps))
+    fitted.save(output)
+    click.echo(f"wrote {output}")
+    _print_evaluation(evaluate_emulator(fitted, grid))
+
+
+@emulator.command("evaluate")
+@click.argument("nodes", type=PathOption)
+@click.option("--emulator", "path", type=PathOption, help="Emulator to judge.  [default: the embedded one]")
+@click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
+def evaluate_on_nodes(nodes: Path, path: Path | None, output: Path | None) -> None:
+    """Judge an emulator on the nodes of NODES that its fit never saw."""
+    from specvit_training.emulator_fit import evaluate_emulator, read_nodes
+
+    report = evaluate_emulator(_load(path), read_nodes(nodes))
+    if output:
+        write_json(output, dict(report))
+    _print_evaluation(report)
+
+
+@emulator.command("match")
+@click.argument("spectra", type=PathOption)
+@click.option("--emulator", "path", type=PathOption, help="Emulator to use.  [default: the embedded one]")
+@click.option("--plot", type=PathOption, help="Draw spectra, fits and residuals here (PNG).")
+@click.option("-o", "--output", type=PathOption, help="Write the labels (JSON) here.")
+def match_spectra(spectra: Path, path: Path | None, plot: Path | None, output: Path | None) -> None:
+    """Fit the emulator to the clean spectra of SPECTRA (HDF5: wave, flux)."""
+    import h5py
+
+    from specvit_training.match import match, plot_matches
+
+    model = _load(path)
+    try:
+        with h5py.File(spectra, "r") as file:
+            wave, flux = file["wave"][()], file["flux"][()].astype(float)
+    except (OSError, KeyError) as error:
+        raise SpecVitError(f"{spectra} has no clean spectra ({error}); it needs wave (n,) and flux (N, n)") from None
+    if not model.grid.matches(wave) or flux.ndim != 2:
+        raise SpecVitError(f"{spectra} is on another grid; resample it to {model.grid.describe()}")
+    matches = [match(model, row) for row in flux]
+    for row, found in enumerate(matches):
+        click.echo(f"{row}: " + ", ".join(f"{k} {v}" for k, v in found.describe().items()))
+    if output:
+        write_json(output, {"spectra": [found.describe() for found in matches]})
+    if plot:
+        with whole_file(plot) as temporary:
+            plot_matches(temporary, model, flux, matches)
+
+
+def _load(path: Path | None) -> Any:
+    from specvit_deploy.emulator import Emulator, default_emulator
+
+    return Emulator.load(path) if path else default_emulator()
+
+
+def _print_evaluation(report: dict[str, dict[str, float]]) -> None:
+    click.echo("held-out nodes: |dF|/F per spectrum (median, p95 over spectra), pixels below 1/5 of the noise at S/N 25")
+    for region, figures in report.items():
+        click.echo(f"  {region:8s} {figures['spectra']:4.0f} spectra  median {figures['median']:.5f}  p95 {figures['p95']:.5f}"
+                   f"  {100 * figures['pixels_below_fifth_of_noise']:.2f} %")  # fmt: skip

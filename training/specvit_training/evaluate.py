@@ -1,0 +1,165 @@
+"""Accuracy of models on one named test set, beside the limits of the same spectra."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from specvit_deploy import __version__
+from specvit_deploy.bundle import load_bundle
+from specvit_deploy.emulator import default_emulator
+from specvit_deploy.labels import LABEL_BOX, LOG_G
+from specvit_deploy.noise import default_noise_model
+from specvit_deploy.pipeline import Estimator as BundleEstimator
+from specvit_deploy.quality import median_snr
+from specvit_deploy.scenario import get_scenario
+from specvit_training.calibrate import Recipe
+from specvit_training.checkpoint import load_checkpoint, subtree
+from specvit_training.estimator import Limits, Preparation, TorchEmulator, sufficient_statistic
+from specvit_training.fit import build_network
+from specvit_training.metrics import SNR_EDGES, paired_r2_difference, scores, with_intervals
+
+TEST_MAG = (20.5, 22.5)
+TEST_SEED = 20_261_124
+"""Seed of the test sets: no training, validation or calibration set uses it."""
+
+Predictor = Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, NDArray[Any]]]
+
+
+def test_recipe(scenario: str, n: int = 10_000) -> Recipe:
+    """The named test set of a scenario."""
+    return Recipe(scenario, TEST_MAG, n, TEST_SEED)
+
+
+@dataclass(frozen=True)
+class Model:
+    """Something to evaluate: its name in the report, what it is, and how to run it."""
+
+    name: str
+    facts: dict[str, Any]
+    predict: Predictor
+
+
+def load_model(path: str, scenario: str) -> Model:
+    """Open a bundle (path or embedded name) or a checkpoint, which is told `scenario`."""
+    if path.endswith(".safetensors"):
+        return _checkpoint_model(Path(path), scenario)
+    bundle = load_bundle(path)
+    estimator = BundleEstimator(bundle)
+
+    def predict(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        table = estimator(flux, error)
+        return {name: table[name] for name in ("log_g", "log_g_lo", "log_g_hi", "log_g_err")}
+
+    facts = {"kind": "bundle", "sha256": bundle.sha256, "told": bundle.scenario, "engine": estimator.engine.name}
+    return Model(bundle.name, facts, predict)
+
+
+def _checkpoint_model(path: Path, scenario: str) -> Model:
+    tensors, header = load_checkpoint(path)
+    network = build_network(header["config"]["model"])
+    network.load_state_dict(subtree(tensors, "ema"))
+    network.eval()
+    mean, error, _ = sufficient_statistic(default_emulator(), default_noise_model())
+    preparation = Preparation(_f32(mean), _f32(error), get_scenario(scenario))
+
+    @torch.no_grad()
+    def predict(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        out = network(preparation(torch.from_numpy(flux), torch.from_numpy(error)).network)[:, LOG_G].numpy()
+        return {"log_g": (LABEL_BOX.center[LOG_G] + LABEL_BOX.sd[LOG_G] * out).clip(LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G])}
+
+    facts = {"kind": "checkpoint", "model": header["config"]["model"], "told": scenario,
+             "spectra_seen": header["step"] * header["config"]["batch"],
+             "training_minutes": round(header["elapsed_s"] / 60, 1)}  # fmt: skip
+    return Model(header["config"]["model"], facts, predict)
+
+
+@torch.no_grad()
+def evaluate(paths: Sequence[str], recipe: Recipe, advance: Callable[[int], None] = lambda rows: None) -> dict[str, Any]:
+    """Evaluate models on one test set with the same noise.
+
+    Parameters
+    ----------
+    paths : sequence of str
+        Bundles or checkpoints; R2 differences are taken to the first.
+    recipe : Recipe
+        The test set.
+    advance : callable
+        Told the number of rows after each block.
+
+    Returns
+    -------
+    dict
+        Recipe, limits of the spectra at their true labels with the scenario's nuisances (overall and by S/N bin),
+        and per model the scores in dex with bootstrap intervals, overall and by S/N bin.
+    """
+    models = [load_model(path, recipe.scenario) for path in paths]
+    scenario = get_scenario(recipe.scenario)
+    mean, reference, _ = sufficient_statistic(default_emulator(), default_noise_model())
+    preparation = Preparation(_f32(mean), _f32(reference), scenario)
+    limits = Limits(TorchEmulator(default_emulator()), scenario)
+    truth, snr, crlb, crlb_prior = [], [], [], []
+    outputs: list[list[dict[str, NDArray[Any]]]] = [[] for _ in models]
+    for labels, flux, error in recipe.blocks():
+        prepared = preparation(torch.from_numpy(flux), torch.from_numpy(error))
+        bound, bound_prior, _ = limits(torch.from_numpy(labels), prepared.flux, prepared.inverse_variance)
+        truth.append(labels[:, LOG_G].astype(np.float64))
+        snr.append(median_snr(flux, error))
+        crlb.append(bound.numpy())
+        crlb_prior.append(bound_prior.numpy())
+        for model, parts in zip(models, outputs, strict=True):
+            parts.append(model.predict(flux, error))
+        advance(len(flux))
+    y, s, c, cp = (np.concatenate(x).astype(np.float64) for x in (truth, snr, crlb, crlb_prior))
+    tables = [{k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs]
+    bins = [(low, high, (s >= low) & (s < high)) for low, high in zip(SNR_EDGES, SNR_EDGES[1:], strict=False)]
+    bins = [b for b in bins if b[2].sum() >= 50]
+    description = json.dumps(recipe.describe(), sort_keys=True)
+    return {
+        "version": __version__,
+        "test_set": {**recipe.describe(), "hash": hashlib.sha256(description.encode()).hexdigest()[:12],
+                     "snr_convention": "median over good pixels of flux/error"},
+        "limits": {"nuisances": recipe.scenario, "overall": _limits(c, cp),
+                   "by_snr": [{**_bin(b), **_limits(c[b[2]], cp[b[2]])} for b in bins]},
+        "models": [
+            {"name": model.name, **model.facts, "overall": with_intervals(y, t["log_g"]), **_coverage(y, t),
+             "r2_minus_first": paired_r2_difference(y, t["log_g"], tables[0]["log_g"]),
+             "by_snr": [{**_bin(b), **scores(y[b[2]], t["log_g"][b[2]])} for b in bins]}
+            for model, t in zip(models, tables, strict=True)
+        ],
+    }  # fmt: skip
+
+
+def _bin(b: tuple[float, float, NDArray[np.bool_]]) -> dict[str, Any]:
+    return {"snr": [b[0], b[1] if np.isfinite(b[1]) else None], "n": int(b[2].sum())}
+
+
+def _limits(crlb: NDArray[np.float64], crlb_prior: NDArray[np.float64]) -> dict[str, Any]:
+    finite = np.isfinite(crlb)
+    return {
+        "crlb_median": float(np.median(crlb)),
+        "crlb_rms_of_finite": float(np.sqrt((crlb[finite] ** 2).mean())) if finite.any() else None,
+        "crlb_infinite_share": float(1 - finite.mean()),
+        "crlb_prior_median": float(np.median(crlb_prior)),
+        "crlb_prior_rms": float(np.sqrt((crlb_prior**2).mean())),
+    }
+
+
+def _coverage(truth: NDArray[np.float64], table: dict[str, NDArray[np.float64]]) -> dict[str, float]:
+    if "log_g_lo" not in table:
+        return {}
+    inside = (truth >= table["log_g_lo"]) & (truth <= table["log_g_hi"])
+    within = np.abs(truth - table["log_g"]) <= table["log_g_err"]
+    return {"coverage_68_interval": float(inside.mean()), "coverage_1_sigma": float(within.mean())}
+
+
+def _f32(array: NDArray[np.float64]) -> torch.Tensor:
+    return torch.as_tensor(array, dtype=torch.float32)

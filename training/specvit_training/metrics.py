@@ -1,0 +1,49 @@
+"""Accuracy in dex, with bootstrap intervals."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+BOOTSTRAP = 1000
+SNR_EDGES = (0.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, np.inf)
+"""Edges of the S/N bins (median S/N per pixel)."""
+
+
+def scores(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> dict[str, float]:
+    """R2, MAE, RMSE, bias (mean of prediction minus truth, dex) and slope of prediction against truth."""
+    residual = prediction - truth
+    variance = truth.var()
+    return {
+        "r2": float(1 - (residual**2).mean() / variance),
+        "mae": float(np.abs(residual).mean()),
+        "rmse": float(np.sqrt((residual**2).mean())),
+        "bias": float(residual.mean()),
+        "slope": float(((prediction - prediction.mean()) * (truth - truth.mean())).mean() / variance),
+    }
+
+
+def with_intervals(truth: NDArray[np.float64], prediction: NDArray[np.float64], seed: int = 0) -> dict[str, Any]:
+    """`scores`, each as [value, 16th, 84th percentile of `BOOTSTRAP` resamplings of the spectra]."""
+    rng = np.random.default_rng(seed)
+    draws = []
+    for _ in range(BOOTSTRAP):
+        rows = rng.integers(0, len(truth), len(truth))
+        draws.append(scores(truth[rows], prediction[rows]))
+    return {
+        name: [value, *(float(q) for q in np.percentile([d[name] for d in draws], [16, 84]))]
+        for name, value in scores(truth, prediction).items()
+    }
+
+
+def paired_r2_difference(
+    truth: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], seed: int = 0
+) -> list[float]:
+    """R2 of `a` minus R2 of `b` on the same spectra: [value, 16th, 84th percentile over paired resamplings]."""
+    gain = (b - truth) ** 2 - (a - truth) ** 2
+    rng = np.random.default_rng(seed)
+    rows = [rng.integers(0, len(truth), len(truth)) for _ in range(BOOTSTRAP)]
+    draws = [gain[r].mean() / truth[r].var() for r in rows]
+    return [float(gain.mean() / truth.var()), *(float(q) for q in np.percentile(draws, [16, 84]))]
