@@ -56,7 +56,12 @@ class Bundle:
     def domain(self) -> Domain:
         """Limits of the training domain."""
         domain = self.manifest["domain"]
-        return Domain(tuple(domain["snr"]), domain["chi2_reduced"], domain["latent_distance"])
+        return Domain(
+            snr=tuple(domain["snr"]),
+            chi2_snr=tuple(domain["chi2_snr"]),
+            chi2_reduced=tuple(domain["chi2_reduced"]),
+            latent_distance=domain["latent_distance"],
+        )
 
     def graph(self, form: str = "fp32") -> Path:
         """Path of a graph.
@@ -93,9 +98,13 @@ def load_bundle(bundle: str | Path = DEFAULT) -> Bundle:
         manifest = json.loads(text)
     except (OSError, ValueError) as error:
         known = ", ".join(embedded()) or "none"
-        raise SpecVitError(f"no bundle at {bundle} ({error}); embedded ones: {known}, or make one with 'specvit-deploy export'") from None
+        raise SpecVitError(
+            f"no bundle at {bundle} ({error}); embedded ones: {known}, or make one with 'specvit-deploy export'"
+        ) from None
     if manifest.get("format") != FORMAT:
-        raise SpecVitError(f"bundle {path} has format {manifest.get('format')}, this version reads {FORMAT}; export it again")
+        raise SpecVitError(
+            f"bundle {path} has format {manifest.get('format')}, this version reads {FORMAT}; export it again"
+        )
     for name, expected in manifest["files"].items():
         file = path / name
         if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():

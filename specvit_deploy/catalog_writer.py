@@ -8,7 +8,6 @@ from pathlib import Path
 import h5py
 import numpy as np
 
-
 from specvit_deploy import __version__
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.formats.simulation import ERROR, FLUX, MASK, WAVE, ParamsTable
@@ -59,7 +58,13 @@ def simulate(
     simulator = Simulator(get_scenario(scenario), mag=mag)
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(
-            {"creator": f"specvit-deploy {__version__}", "scenario": scenario, "seed": seed, "mag": mag, "noisy": 1}
+            {
+                "creator": f"specvit-deploy {__version__}",
+                "scenario": scenario,
+                "seed": seed,
+                "mag": mag,
+                "noisy": 1,
+            }
         )
         file[WAVE] = PFS_MR.wave
         chunk = (min(64, n), PFS_MR.n)
@@ -74,8 +79,12 @@ def simulate(
             for key, array in ((FLUX, spectra.flux), (ERROR, spectra.error), (MASK, spectra.bad)):
                 arrays[key][start : start + rows] = array[:rows]
             columns = {name: spectra.labels[:rows, i] for i, name in enumerate(LABELS)}
-            columns |= {name: getattr(spectra, name)[:rows] for name in OBSERVING if name not in ("snr", "redshift")}
-            columns["snr"] = median_snr(spectra.flux[:rows], np.where(spectra.bad[:rows], np.inf, spectra.error[:rows]))
+            columns |= {
+                name: getattr(spectra, name)[:rows] for name in OBSERVING if name not in ("snr", "redshift")
+            }
+            columns["snr"] = median_snr(
+                spectra.flux[:rows], np.where(spectra.bad[:rows], np.inf, spectra.error[:rows])
+            )
             columns["redshift"] = np.zeros(rows)
             table.write(start, columns)
             advance(rows)

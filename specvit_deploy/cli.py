@@ -27,10 +27,20 @@ class Optional:
 
 
 OPTIONAL = {
-    "train": Optional("specvit_training.commands:train", "train", "Train a network on endless simulated spectra."),
-    "evaluate": Optional("specvit_training.commands:evaluate", "train", "Measure accuracy against the limits on one fixed test set."),
-    "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
-    "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
+    "train": Optional(
+        "specvit_training.commands:train", "train", "Train a network on endless simulated spectra."
+    ),
+    "evaluate": Optional(
+        "specvit_training.commands:evaluate",
+        "train",
+        "Measure accuracy against the limits on one fixed test set.",
+    ),
+    "emulator": Optional(
+        "specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."
+    ),
+    "export": Optional(
+        "specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."
+    ),
 }
 OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")
 
@@ -56,7 +66,9 @@ class LazyCommand(click.Command):
         assert isinstance(self.real, click.Command)
         return self.real
 
-    def make_context(self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any) -> click.Context:  # noqa: D102
+    def make_context(
+        self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
+    ) -> click.Context:
         return self.load().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
@@ -95,7 +107,9 @@ def main() -> None:
 
 
 @contextmanager
-def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+def progress(
+    text: str, total: int | None = None
+) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     """Progress bar on stderr, silent when that is no terminal; gives `start(total)` and `advance(rows)`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -112,14 +126,34 @@ def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[in
 
 @main.command()
 @click.argument("catalog", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file.  [default: CATALOG with .logg.h5]")
-@click.option("--bundle", default="pfs-mr", show_default=True, help="Directory of a bundle, or the name of an embedded one.")
-@click.option("--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5).")
-@click.option("--noise-level", default=0.0, show_default=True, help="Add noise of this many times the errors (for clean flux).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path), help="Result file.  [default: CATALOG with .logg.h5]"
+)
+@click.option(
+    "--bundle",
+    default="pfs-mr",
+    show_default=True,
+    help="Directory of a bundle, or the name of an embedded one.",
+)
+@click.option(
+    "--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5)."
+)
+@click.option(
+    "--noise-level",
+    default=0.0,
+    show_default=True,
+    help="Add noise of this many times the errors (for clean flux).",
+)
 @click.option("--seed", default=0, show_default=True, help="Seed of that noise.")
 @click.option("--threads", default=1, show_default=True, help="Threads of the engine.")
 def predict(
-    catalog: Path | None, output: Path | None, bundle: str, demo: bool, noise_level: float, seed: int, threads: int
+    catalog: Path | None,
+    output: Path | None,
+    bundle: str,
+    demo: bool,
+    noise_level: float,
+    seed: int,
+    threads: int,
 ) -> None:
     """Estimate log g with its Cramer-Rao bound for every spectrum of CATALOG (HDF5)."""
     from specvit_deploy.pipeline import predict as run
@@ -131,7 +165,16 @@ def predict(
         raise click.UsageError("give a CATALOG, or --demo to write one first")
     output = output or catalog.with_suffix(".logg.h5")
     with progress("predict") as (start, advance):
-        run(catalog, output, bundle, noise_level=noise_level, seed=seed, threads=threads, start=start, advance=advance)
+        run(
+            catalog,
+            output,
+            bundle,
+            noise_level=noise_level,
+            seed=seed,
+            threads=threads,
+            start=start,
+            advance=advance,
+        )
     click.echo(summarise(output))
 
 
@@ -149,15 +192,30 @@ def _write_demo(catalog: Path) -> Path:
 @click.argument("catalog", type=click.Path(path_type=Path))
 @click.option("--n", default=10_000, show_default=True, type=click.IntRange(1), help="Number of spectra.")
 @click.option("--seed", default=42, show_default=True, help="Equal seeds give equal spectra.")
-@click.option("--mag", nargs=2, type=float, default=(20.5, 22.5), show_default=True, help="Range of the HSC i magnitude.")
-@click.option("--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Nuisances.")
+@click.option(
+    "--mag",
+    nargs=2,
+    type=float,
+    default=(20.5, 22.5),
+    show_default=True,
+    help="Range of the HSC i magnitude.",
+)
+@click.option(
+    "--scenario",
+    type=click.Choice(["study", "survey"]),
+    default="study",
+    show_default=True,
+    help="Nuisances.",
+)
 def simulate(catalog: Path, n: int, seed: int, mag: tuple[float, float], scenario: str) -> None:
     """Write a CATALOG of simulated noisy spectra (HDF5, simulator-dataset layout)."""
     from specvit_deploy.catalog_writer import simulate as write
 
     with progress("simulate", n) as (_, advance):
         write(catalog, n=n, seed=seed, mag=mag, scenario=scenario, advance=advance)
-    click.echo(f"wrote {catalog}: {n} spectra, scenario {scenario}, magnitude {mag[0]:g} to {mag[1]:g}, seed {seed}")
+    click.echo(
+        f"wrote {catalog}: {n} spectra, scenario {scenario}, magnitude {mag[0]:g} to {mag[1]:g}, seed {seed}"
+    )
 
 
 if __name__ == "__main__":

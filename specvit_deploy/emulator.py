@@ -97,7 +97,9 @@ class Emulator:
                 f"{path} is not an emulator ({error}); fit one with 'specvit-deploy emulator fit NODES.h5'"
             ) from None
         if header.get("format") != FORMAT:
-            raise SpecVitError(f"{path} has emulator format {header.get('format')}, this version reads {FORMAT}; refit it")
+            raise SpecVitError(
+                f"{path} has emulator format {header.get('format')}, this version reads {FORMAT}; refit it"
+            )
         doubles = {name: a.astype(np.float64) for name, a in arrays.items() if name != "holdout"}
         return cls(
             grid=WavelengthGrid(**header["grid"]),
@@ -176,7 +178,11 @@ class Emulator:
             Relative flux, median 0.5 at rest.
         """
         full = self.mean + self.coefficients(np.atleast_2d(labels)) @ self.basis
-        return full[:, self.inner] if velocity is None else self.doppler(full, np.atleast_1d(np.asarray(velocity)))
+        return (
+            full[:, self.inner]
+            if velocity is None
+            else self.doppler(full, np.atleast_1d(np.asarray(velocity)))
+        )
 
     def jacobian(self, labels: ArrayLike) -> Array:
         """Derivative of the flux at rest by each label, shape (N, 5, n), per K and per dex."""
@@ -198,7 +204,9 @@ class Emulator:
         """
         full = np.vstack([self.mean, self.basis])
         i = np.arange(self.margin, self.margin + self.grid.n)
-        slope = sum(k * (full[:, i + d] - full[:, i - d]) for d, k in ((1, 45), (2, -9), (3, 1))) / (60 * self.grid.step)
+        slope = sum(k * (full[:, i + d] - full[:, i - d]) for d, k in ((1, 45), (2, -9), (3, 1))) / (
+            60 * self.grid.step
+        )
         derivative = -self.grid.wave / C_KM_S * slope
         return derivative[0], derivative[1:]
 
@@ -216,13 +224,15 @@ class Emulator:
         position = (rest - self.grid.start) / self.grid.step + self.margin
         left = np.floor(position).astype(np.int64)
         if left.min() + TAPS[0] < 0 or left.max() + TAPS[-1] >= full.shape[1]:
-            raise SpecVitError(f"velocity {np.abs(velocity).max():.0f} km/s exceeds the emulator's margin; use |v| < 200 km/s")
+            raise SpecVitError(
+                f"velocity {np.abs(velocity).max():.0f} km/s exceeds the emulator's margin; use |v| < 200 km/s"
+            )
         t = position - left
         out = np.zeros_like(position)
         rows = np.arange(len(full))[:, None]
         for tap in TAPS:
             weight = np.ones_like(t)
-            for other in TAPS[TAPS != tap]:
+            for other in TAPS[tap != TAPS]:
                 weight *= (t - other) / (tap - other)
             out += weight * full[rows, left + tap]
         return out
@@ -232,7 +242,9 @@ def raw_inputs(labels: ArrayLike) -> Array:
     """Physical inputs of the network (N, 6) from labels (N, 5), before scaling to [-1, 1]."""
     labels = np.asarray(labels, dtype=np.float64)
     t_eff, log_g, m_h, a_m, c_m = np.moveaxis(labels, -1, 0)
-    return np.stack([THETA_K / t_eff, log_g, m_h, a_m, c_m, np.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)], axis=-1)
+    return np.stack(
+        [THETA_K / t_eff, log_g, m_h, a_m, c_m, np.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)], axis=-1
+    )
 
 
 def _sigmoid(x: Array) -> Array:

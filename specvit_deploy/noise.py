@@ -82,7 +82,9 @@ def build_noise_model(path: str | Path) -> NoiseModel:
     """
     with h5py.File(path, "r") as file:
         group = file[f"mag_{REFERENCE_MAG}"]
-        signal, sky, variance = (group[k][:].astype(np.float64) for k in ("signal", "sky", "background_variance"))
+        signal, sky, variance = (
+            group[k][:].astype(np.float64) for k in ("signal", "sky", "background_variance")
+        )
         if not PFS_MR.matches(file["wave"][:]):
             raise ValueError(f"{path} is not on the instrument grid")
     scale = BACKGROUND_SCALE * BACKGROUND_ELECTRONS / np.median(variance)
@@ -96,5 +98,8 @@ def build_noise_model(path: str | Path) -> NoiseModel:
 @cache
 def default_noise_model() -> NoiseModel:
     """Load the noise model that ships with the package."""
-    with as_file(files("specvit_deploy") / "data" / "mr_noise.npz") as path, np.load(path, allow_pickle=False) as a:
+    with (
+        as_file(files("specvit_deploy") / "data" / "mr_noise.npz") as path,
+        np.load(path, allow_pickle=False) as a,
+    ):
         return NoiseModel(*(a[k].astype(np.float64) for k in ("response", "fixed", "continuum", "lines")))

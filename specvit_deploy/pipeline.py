@@ -69,7 +69,9 @@ class Estimator:
         flux, error = np.atleast_2d(flux), np.atleast_2d(error)
         n = self.bundle.grid.n
         if flux.shape != error.shape or flux.ndim != 2 or flux.shape[1] != n:
-            raise SpecVitError(f"flux {flux.shape} and error {error.shape} must both be (N, {n}); resample to the model's grid")
+            raise SpecVitError(
+                f"flux {flux.shape} and error {error.shape} must both be (N, {n}); resample to the model's grid"
+            )
         flux, error = flux.astype(np.float32, copy=False), error.astype(np.float32, copy=False)
         estimate = self.engine.run(flux, error)
         snr = median_snr(flux, error)

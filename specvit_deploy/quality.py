@@ -49,19 +49,25 @@ class Domain:
     ----------
     snr : (float, float)
         Median S/N per pixel.
-    chi2_reduced : float
-        Largest value seen on training spectra (99.9th percentile).
+    chi2_snr, chi2_reduced : tuple of float
+        Median S/N and the largest chi2 seen there on training spectra (99.9th percentile), interpolated between: the
+        brighter a star, the more chi2 shows of the distance between estimate and truth.
     latent_distance : float
-        The same for the latent distance.
+        Largest latent distance seen on training spectra (99.9th percentile).
     """
 
     snr: tuple[float, float]
-    chi2_reduced: float
+    chi2_snr: tuple[float, ...]
+    chi2_reduced: tuple[float, ...]
     latent_distance: float
 
 
 def assess(
-    estimate: dict[str, NDArray[Any]], flux_pixels: NDArray[np.int64], snr: NDArray[np.float32], pixels: int, domain: Domain
+    estimate: dict[str, NDArray[Any]],
+    flux_pixels: NDArray[np.int64],
+    snr: NDArray[np.float32],
+    pixels: int,
+    domain: Domain,
 ) -> NDArray[np.int32]:
     """Quality bits of N rows.
 
@@ -89,7 +95,7 @@ def assess(
         Quality.LOW_SNR: snr < domain.snr[0],
         Quality.HIGH_SNR: snr > domain.snr[1],
         Quality.LABEL_EDGE: ((position < EDGE) | (position > 1.0 - EDGE)).any(axis=1),
-        Quality.POOR_FIT: estimate["chi2_reduced"] > domain.chi2_reduced,
+        Quality.POOR_FIT: estimate["chi2_reduced"] > np.interp(snr, domain.chi2_snr, domain.chi2_reduced),
         Quality.OUT_OF_DISTRIBUTION: estimate["latent_distance"] > domain.latent_distance,
         Quality.NEGATIVE_FLUX: snr <= 0,
     }

@@ -38,24 +38,44 @@ def columns(id_dtype: np.dtype[Any]) -> tuple[Column, ...]:
         Column("log_g_err", "<f4", DEX, "calibrated 1 sigma uncertainty of log_g"),
         Column("log_g_lo", "<f4", DEX, "lower end of the calibrated 68 % interval"),
         Column("log_g_hi", "<f4", DEX, "upper end of the calibrated 68 % interval"),
-        Column("log_g_crlb", "<f4", DEX, "marginal Cramer-Rao bound (1 sigma) with the scenario's nuisances, at the estimate"),
-        Column("log_g_crlb_prior", "<f4", DEX, "the same with the label box as prior: a scale per star, not a bound"),
+        Column(
+            "log_g_crlb",
+            "<f4",
+            DEX,
+            "marginal Cramer-Rao bound (1 sigma) with the scenario's nuisances, at the estimate",
+        ),
+        Column(
+            "log_g_crlb_prior",
+            "<f4",
+            DEX,
+            "the same with the label box as prior: a scale per star, not a bound",
+        ),
         Column("log_g_efficiency", "<f4", "", "log_g_crlb_prior / log_g_err"),
         *(Column(label, "<f4", UNITS[label], DESCRIPTIONS[label]) for label in others),
         *(
-            Column(f"{label}_sigma", "<f4", UNITS[label], f"spread that the network gives {label}, not calibrated")
+            Column(
+                f"{label}_sigma",
+                "<f4",
+                UNITS[label],
+                f"spread that the network gives {label}, not calibrated",
+            )
             for label in others
         ),
         Column("snr_median", "<f4", "", "median of flux / error over good pixels"),
         Column("chi2_reduced", "<f4", "", "reduced chi2 of the best linear fit around the estimate"),
-        Column("latent_distance", "<f4", "", "distance of the network's features from those of training spectra"),
+        Column(
+            "latent_distance", "<f4", "", "distance of the network's features from those of training spectra"
+        ),
         Column("n_good", "<i4", "", "pixels that carry information"),
         Column("quality", "<i4", "", "bits: " + ", ".join(f"{bit.value} {bit.name}" for bit in Quality)),
     )
 
 
 def assemble(
-    identifier: NDArray[Any], estimate: dict[str, NDArray[Any]], snr: NDArray[np.float32], quality: NDArray[np.int32]
+    identifier: NDArray[Any],
+    estimate: dict[str, NDArray[Any]],
+    snr: NDArray[np.float32],
+    quality: NDArray[np.int32],
 ) -> NDArray[Any]:
     """Make the result table (structured array, N rows) from the outputs of the graph."""
     identifier = _fixed_width(identifier)

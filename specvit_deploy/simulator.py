@@ -137,19 +137,27 @@ class Simulator:
         xp, scenario = self.xp, self.scenario
         labels = self.low + self.width * draws.uniform(n, 5)
         mag = self.mag[0] + (self.mag[1] - self.mag[0]) * draws.uniform(n)
-        seeing, zenith, field = (low + (high - low) * draws.uniform(n) for low, high in (SEEING, ZENITH, FIELD))
+        seeing, zenith, field = (
+            low + (high - low) * draws.uniform(n) for low, high in (SEEING, ZENITH, FIELD)
+        )
         velocity = (scenario.velocity_sd * draws.normal(n)).clip(-self.max_velocity, self.max_velocity)
         slope = scenario.slope_sd * draws.normal(n)
         # star: electrons whose median over the arm follows the magnitude law
         shape = self.clean(labels, velocity)
         per_flux = self.noise.response / _row_median(shape * self.noise.response, xp)[:, None]
-        light = SIGNAL_SCALE * SIGNAL_ELECTRONS * 10 ** (-0.4 * (mag - REFERENCE_MAG)) * transmission(seeing, zenith, field, xp)
+        light = (
+            SIGNAL_SCALE
+            * SIGNAL_ELECTRONS
+            * 10 ** (-0.4 * (mag - REFERENCE_MAG))
+            * transmission(seeing, zenith, field, xp)
+        )
         per_flux = per_flux * light[:, None]
         star = shape * per_flux
         # background: more sky through more air, and its own night-to-night scatter
         airmass = (1.0 / xp.cos(zenith * (np.pi / 180)))[:, None]
         background = self.noise.background(
-            airmass / 1.08 * xp.exp(0.15 * draws.normal(n, 1)), airmass / 1.08 * xp.exp(0.25 * draws.normal(n, 1))
+            airmass / 1.08 * xp.exp(0.15 * draws.normal(n, 1)),
+            airmass / 1.08 * xp.exp(0.25 * draws.normal(n, 1)),
         )
         counts = star + (star + background) ** 0.5 * draws.normal(n, star.shape[1])
         estimated = (counts + background).clip(min=0.01 * background)

@@ -46,7 +46,9 @@ class OnnxRuntimeEngine:
         try:
             self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own exception classes, one per status code
-            raise SpecVitError(f"onnxruntime {ort.__version__} cannot load {graph} ({error}); install onnxruntime>=1.25") from None
+            raise SpecVitError(
+                f"onnxruntime {ort.__version__} cannot load {graph} ({error}); install onnxruntime>=1.25"
+            ) from None
         self.batch = batch
         self.names = [output.name for output in self.session.get_outputs()]
 
@@ -58,7 +60,10 @@ class OnnxRuntimeEngine:
             f, e = (_padded(array[rows], self.batch) for array in (flux, error))
             parts.append(self.session.run(None, {"flux": f, "error": e}))
         n = len(flux)
-        return {name: np.concatenate(column)[:n] for name, column in zip(self.names, zip(*parts, strict=True), strict=True)}
+        return {
+            name: np.concatenate(column)[:n]
+            for name, column in zip(self.names, zip(*parts, strict=True), strict=True)
+        }
 
 
 def _padded(array: NDArray[np.float32], rows: int) -> NDArray[np.float32]:

@@ -61,7 +61,9 @@ def read_params(file: h5py.File) -> dict[str, NDArray[Any]]:
         values = rows[block]
         values = values[:, None] if values.ndim == 1 else values
         if len(names) != values.shape[1]:
-            raise SpecVitError(f"{file.filename}: {block} has {values.shape[1]} columns but {len(names)} names; write it with pandas")
+            raise SpecVitError(
+                f"{file.filename}: {block} has {values.shape[1]} columns but {len(names)} names; write it with pandas"
+            )
         columns.update({name: values[:, i] for i, name in enumerate(names)})
     return columns
 
@@ -69,18 +71,27 @@ def read_params(file: h5py.File) -> dict[str, NDArray[Any]]:
 def _column_names(attributes: Mapping[str, Any], block: str) -> list[str]:
     raw = attributes.get(f"{block}_kind")
     if raw is None:
-        raise SpecVitError(f"the params table has no names for {block}; write it with pandas.DataFrame.to_hdf(format='table')")
+        raise SpecVitError(
+            f"the params table has no names for {block}; write it with pandas.DataFrame.to_hdf(format='table')"
+        )
     raw = raw if isinstance(raw, bytes) else str(raw).encode("latin1")
     try:
         return list(_pickled_strings(raw))
     except Exception:  # pickletools raises whatever it likes on damaged input
-        raise SpecVitError(f"the names of {block} in the params table are damaged; write it again with pandas") from None
+        raise SpecVitError(
+            f"the names of {block} in the params table are damaged; write it again with pandas"
+        ) from None
 
 
 def _pickled_strings(raw: bytes) -> Iterator[str]:
     """Strings of a pickled list in order, from its opcodes alone: nothing is built, nothing can run."""
     for opcode, argument, _ in pickletools.genops(raw):
-        if isinstance(argument, str) and opcode.name in ("UNICODE", "BINUNICODE", "SHORT_BINUNICODE", "BINUNICODE8"):
+        if isinstance(argument, str) and opcode.name in (
+            "UNICODE",
+            "BINUNICODE",
+            "SHORT_BINUNICODE",
+            "BINUNICODE8",
+        ):
             yield argument
 
 
@@ -99,7 +110,9 @@ class ParamsTable:
 
     def __init__(self, file: h5py.File, names: tuple[str, ...], n: int) -> None:
         self.names = names
-        dtype = np.dtype([("index", "<i8"), ("values_block_0", "<f8", (len(names),)), ("values_block_1", "<i8", (1,))])
+        dtype = np.dtype(
+            [("index", "<i8"), ("values_block_0", "<f8", (len(names),)), ("values_block_1", "<i8", (1,))]
+        )
         group = file.create_group("dataset/params")
         _attributes(
             group,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -46,6 +48,11 @@ class Recipe:
             yield spectra.labels[:rows], spectra.flux[:rows], error[:rows]
             done, number = done + rows, number + 1
 
+    @property
+    def hash(self) -> str:
+        """Identity of the set: of its recipe, not of its bytes."""
+        return hashlib.sha256(json.dumps(self.describe(), sort_keys=True).encode()).hexdigest()[:12]
+
     def describe(self) -> dict[str, Any]:
         """Plain data for a report."""
         return asdict(self)
@@ -69,7 +76,7 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> Domain:
     for labels, flux, error in recipe.blocks():
         prepared = estimator.preparation(torch.from_numpy(flux), torch.from_numpy(error))
         features = estimator.vit.features(prepared.network)
-        out = estimator(torch.from_numpy(flux), torch.from_numpy(error))
+        out = estimator.conclude(prepared, features)
         truth = torch.from_numpy(labels[:, LOG_G])
         z = (truth - out.labels[:, LOG_G]) / out.label_sigma[:, LOG_G]
         columns.append((prepared.network.log_snr[:, 0], out.labels[:, LOG_G], z, out.chi2_reduced, features))
@@ -81,8 +88,16 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> Domain:
     estimator.latent_mean.copy_(center)
     estimator.latent_whitening.copy_(vectors[:, -LATENT:] / values[-LATENT:].sqrt())
     distance = ((features - estimator.latent_mean) @ estimator.latent_whitening).square().mean(1).sqrt()
-    low, high = np.percentile(np.concatenate(snr), [0.1, 99.9])
-    return Domain((float(low), float(high)), float(chi2.quantile(0.999)), float(distance.quantile(0.999)))
+    all_snr = np.concatenate(snr)
+    low, high = np.percentile(all_snr, [0.1, 99.9])
+    octiles = np.quantile(all_snr, np.linspace(0, 1, 9))
+    cells = [(all_snr >= a) & (all_snr <= b) for a, b in zip(octiles, octiles[1:], strict=False)]
+    return Domain(
+        snr=(float(low), float(high)),
+        chi2_snr=tuple(float(np.median(all_snr[cell])) for cell in cells),
+        chi2_reduced=tuple(float(np.quantile(chi2.numpy()[cell], 0.999)) for cell in cells),
+        latent_distance=float(np.quantile(distance.numpy(), 0.999)),
+    )
 
 
 def calibration_table(log_snr: Tensor, log_g: Tensor, z: Tensor) -> Tensor:

@@ -21,7 +21,11 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
     """Write tensors and a JSON header, whole or not at all."""
     header = {"format": FORMAT, "version": __version__, **header}
     with whole_file(path) as temporary:
-        save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, {"header": json.dumps(header)})
+        save_file(
+            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
+            temporary,
+            {"header": json.dumps(header)},
+        )
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -37,9 +41,13 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = json.loads((file.metadata() or {})["header"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SpecVitError(f"{path} is not a checkpoint ({error}); make one with 'specvit-deploy train'") from None
+        raise SpecVitError(
+            f"{path} is not a checkpoint ({error}); make one with 'specvit-deploy train'"
+        ) from None
     if header.get("format") != FORMAT:
-        raise SpecVitError(f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}; train again")
+        raise SpecVitError(
+            f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}; train again"
+        )
     return tensors, header
 
 

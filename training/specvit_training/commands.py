@@ -31,7 +31,12 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 @click.option("--threads", type=click.IntRange(1), help="Torch threads.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
 def train(
-    config: Path, output: Path | None, time_budget: str | None, steps: int | None, threads: int | None, restart: bool
+    config: Path,
+    output: Path | None,
+    time_budget: str | None,
+    steps: int | None,
+    threads: int | None,
+    restart: bool,
 ) -> None:
     """Train as CONFIG (TOML) says; a stopped run goes on where it was."""
     from specvit_training.fit import read_config
@@ -55,8 +60,12 @@ def seconds(text: str) -> float:
 
 @click.command()
 @click.argument("models", nargs=-1)
-@click.option("--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Test set.")
-@click.option("--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra.")
+@click.option(
+    "--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Test set."
+)
+@click.option(
+    "--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra."
+)
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None) -> None:
     """Score MODELS (bundles or checkpoints; default: the embedded bundle) on one test set, beside its limits."""
@@ -84,7 +93,14 @@ def emulator() -> None:
 
 @emulator.command()
 @click.argument("nodes", type=PathOption)
-@click.option("-o", "--output", type=PathOption, default=Path("emulator.npz"), show_default=True, help="Emulator to write.")
+@click.option(
+    "-o",
+    "--output",
+    type=PathOption,
+    default=Path("emulator.npz"),
+    show_default=True,
+    help="Emulator to write.",
+)
 @click.option("--seed", default=7, show_default=True, help="Of the hold-out and the start.")
 @click.option("--steps", default=10_000, show_default=True, help="Optimiser steps of each member.")
 def fit(nodes: Path, output: Path, seed: int, steps: int) -> None:
@@ -128,7 +144,9 @@ def match_spectra(spectra: Path, path: Path | None, plot: Path | None, output: P
         with h5py.File(spectra, "r") as file:
             wave, flux = file["wave"][()], file["flux"][()].astype(float)
     except (OSError, KeyError) as error:
-        raise SpecVitError(f"{spectra} has no clean spectra ({error}); it needs wave (n,) and flux (N, n)") from None
+        raise SpecVitError(
+            f"{spectra} has no clean spectra ({error}); it needs wave (n,) and flux (N, n)"
+        ) from None
     if not model.grid.matches(wave) or flux.ndim != 2:
         raise SpecVitError(f"{spectra} is on another grid; resample it to {model.grid.describe()}")
     matches = [match(model, row) for row in flux]
@@ -148,7 +166,9 @@ def _load(path: Path | None) -> Any:
 
 
 def _print_evaluation(report: dict[str, dict[str, float]]) -> None:
-    click.echo("held-out nodes: |dF|/F per spectrum (median, p95 over spectra), pixels below 1/5 of the noise at S/N 25")
+    click.echo(
+        "held-out nodes: |dF|/F per spectrum (median, p95 over spectra), pixels below 1/5 of the noise at S/N 25"
+    )
     for region, figures in report.items():
         click.echo(f"  {region:8s} {figures['spectra']:4.0f} spectra  median {figures['median']:.5f}  p95 {figures['p95']:.5f}"
                    f"  {100 * figures['pixels_below_fifth_of_noise']:.2f} %")  # fmt: skip

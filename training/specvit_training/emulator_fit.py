@@ -81,13 +81,17 @@ def read_nodes(path: str | Path) -> Nodes:
             wave, node_id = file["wave"][:], file["node_id"][:]
             meta = {k: v.item() if isinstance(v, np.generic) else str(v) for k, v in file.attrs.items()}
     except (OSError, KeyError) as error:
-        raise SpecVitError(f"{path} is not a node file ({error}); it needs params (with names), flux, wave, node_id") from None
+        raise SpecVitError(
+            f"{path} is not a node file ({error}); it needs params (with names), flux, wave, node_id"
+        ) from None
     if not grid.matches(wave):
         raise SpecVitError(f"{path} has another wavelength grid; resample the nodes to {grid.describe()}")
     try:
         labels = labels[:, [names.index(label) for label in LABELS]]
     except ValueError as error:
-        raise SpecVitError(f"{path}: {error}; name the columns {', '.join(LABELS)} in params.attrs['names']") from None
+        raise SpecVitError(
+            f"{path}: {error}; name the columns {', '.join(LABELS)} in params.attrs['names']"
+        ) from None
     flux *= 0.5 / np.median(flux[:, MARGIN:-MARGIN], axis=1, keepdims=True)
     return Nodes(labels, flux, node_id, meta)
 
@@ -136,7 +140,9 @@ def fit_emulator(nodes: Nodes, config: FitConfig) -> Emulator:
     )
 
 
-def _fit_member(x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, config: FitConfig, member: int) -> nn.Sequential:
+def _fit_member(
+    x: torch.Tensor, y: torch.Tensor, weight: torch.Tensor, config: FitConfig, member: int
+) -> nn.Sequential:
     torch.manual_seed(config.seed + 1000 * member)
     net = nn.Sequential(
         nn.Linear(x.shape[1], config.hidden),
@@ -168,7 +174,9 @@ def evaluate_emulator(emulator: Emulator, nodes: Nodes) -> dict[str, dict[str, f
     """
     held = np.isin(nodes.node_id, emulator.holdout)
     if not held.any():
-        raise SpecVitError("none of the emulator's held-out nodes is in this file; evaluate with the file it was fitted on")
+        raise SpecVitError(
+            "none of the emulator's held-out nodes is in this file; evaluate with the file it was fitted on"
+        )
     labels, flux = nodes.labels[held], nodes.flux[held][:, emulator.inner]
     error = np.abs(emulator.flux(labels) / flux - 1.0)
     inside, cool = LABEL_BOX.contains(labels), labels[:, 0] < COOL_K

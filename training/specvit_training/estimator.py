@@ -194,7 +194,9 @@ class Limits(nn.Module):
         self.register_buffer("tilt", torch.linspace(-1.0, 1.0, len(emulator.mean)))
         self.register_buffer("label_sd", torch.tensor(LABEL_BOX.sd, dtype=torch.float32))
 
-    def forward(self, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(
+        self, labels: Tensor, flux: Tensor, inverse_variance: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:
         """CRLB, CRLB with label prior (dex) and residual chi2, each (B,); inputs (B, 5), (B, n), (B, n)."""
         model, jacobian, velocity = self.emulator(labels)
         jacobian = jacobian * self.label_sd[:, None]
@@ -306,7 +308,10 @@ class Estimator(nn.Module):
     def forward(self, flux: Tensor, error: Tensor) -> Estimate:
         """Estimate labels with their limits; a row without good pixels gives NaN labels."""
         prepared = self.preparation(flux, error)
-        features = self.vit.features(prepared.network)
+        return self.conclude(prepared, self.vit.features(prepared.network))
+
+    def conclude(self, prepared: Prepared, features: Tensor) -> Estimate:
+        """From pooled features to the estimate."""
         out = self.vit.head(features)
         labels = torch.minimum(torch.maximum(self.center + self.sd * out[:, :5], self.low), self.high)
         label_sigma = self.sd * torch.exp(out[:, 5:].clamp(*LOG_SPREAD))
@@ -361,5 +366,3 @@ def sufficient_statistic(emulator: Emulator, noise: NoiseModel) -> tuple[Array, 
 
 def _f32(array: Array) -> Tensor:
     return torch.as_tensor(array, dtype=torch.float32)
-
-

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +21,7 @@ from specvit_deploy.quality import median_snr
 from specvit_deploy.scenario import get_scenario
 from specvit_training.calibrate import Recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
-from specvit_training.estimator import Limits, Preparation, TorchEmulator, sufficient_statistic
+from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
 from specvit_training.fit import build_network
 from specvit_training.metrics import SNR_EDGES, paired_r2_difference, scores, with_intervals
 
@@ -59,8 +57,34 @@ def load_model(path: str, scenario: str) -> Model:
         table = estimator(flux, error)
         return {name: table[name] for name in ("log_g", "log_g_lo", "log_g_hi", "log_g_err")}
 
-    facts = {"kind": "bundle", "sha256": bundle.sha256, "told": bundle.scenario, "engine": estimator.engine.name}
+    facts = {
+        "kind": "bundle",
+        "sha256": bundle.sha256,
+        "told": bundle.scenario,
+        "engine": estimator.engine.name,
+    }
     return Model(bundle.name, facts, predict)
+
+
+@torch.no_grad()
+def score_estimator(estimator: Estimator, recipe: Recipe) -> dict[str, Any]:
+    """Scores and coverage of a torch estimator on a test set, with the recipe's hash."""
+    truth, columns = [], []
+    for labels, flux, error in recipe.blocks():
+        out = estimator(torch.from_numpy(flux), torch.from_numpy(error))
+        truth.append(labels[:, LOG_G].astype(np.float64))
+        columns.append(
+            torch.stack([out.labels[:, LOG_G], out.log_g_lo, out.log_g_hi, out.log_g_err], 1).double().numpy()
+        )
+    y, table = (
+        np.concatenate(truth),
+        dict(zip(("log_g", "log_g_lo", "log_g_hi", "log_g_err"), np.concatenate(columns).T, strict=True)),
+    )
+    return {
+        "test_set": {**recipe.describe(), "hash": recipe.hash},
+        **scores(y, table["log_g"]),
+        **_coverage(y, table),
+    }
 
 
 def _checkpoint_model(path: Path, scenario: str) -> Model:
@@ -74,7 +98,11 @@ def _checkpoint_model(path: Path, scenario: str) -> Model:
     @torch.no_grad()
     def predict(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         out = network(preparation(torch.from_numpy(flux), torch.from_numpy(error)).network)[:, LOG_G].numpy()
-        return {"log_g": (LABEL_BOX.center[LOG_G] + LABEL_BOX.sd[LOG_G] * out).clip(LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G])}
+        return {
+            "log_g": (LABEL_BOX.center[LOG_G] + LABEL_BOX.sd[LOG_G] * out).clip(
+                LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G]
+            )
+        }
 
     facts = {"kind": "checkpoint", "model": header["config"]["model"], "told": scenario,
              "spectra_seen": header["step"] * header["config"]["batch"],
@@ -83,7 +111,9 @@ def _checkpoint_model(path: Path, scenario: str) -> Model:
 
 
 @torch.no_grad()
-def evaluate(paths: Sequence[str], recipe: Recipe, advance: Callable[[int], None] = lambda rows: None) -> dict[str, Any]:
+def evaluate(
+    paths: Sequence[str], recipe: Recipe, advance: Callable[[int], None] = lambda rows: None
+) -> dict[str, Any]:
     """Evaluate models on one test set with the same noise.
 
     Parameters
@@ -119,13 +149,14 @@ def evaluate(paths: Sequence[str], recipe: Recipe, advance: Callable[[int], None
             parts.append(model.predict(flux, error))
         advance(len(flux))
     y, s, c, cp = (np.concatenate(x).astype(np.float64) for x in (truth, snr, crlb, crlb_prior))
-    tables = [{k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs]
+    tables = [
+        {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs
+    ]
     bins = [(low, high, (s >= low) & (s < high)) for low, high in zip(SNR_EDGES, SNR_EDGES[1:], strict=False)]
     bins = [b for b in bins if b[2].sum() >= 50]
-    description = json.dumps(recipe.describe(), sort_keys=True)
     return {
         "version": __version__,
-        "test_set": {**recipe.describe(), "hash": hashlib.sha256(description.encode()).hexdigest()[:12],
+        "test_set": {**recipe.describe(), "hash": recipe.hash,
                      "snr_convention": "median over good pixels of flux/error"},
         "limits": {"nuisances": recipe.scenario, "overall": _limits(c, cp),
                    "by_snr": [{**_bin(b), **_limits(c[b[2]], cp[b[2]])} for b in bins]},

@@ -80,7 +80,9 @@ def read_config(path: Path) -> TrainConfig:
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SpecVitError(f"cannot read the training configuration {path} ({error}); see training/configs") from None
+        raise SpecVitError(
+            f"cannot read the training configuration {path} ({error}); see training/configs"
+        ) from None
     return config_from_dict(table)
 
 
@@ -88,7 +90,9 @@ def config_from_dict(table: dict[str, Any]) -> TrainConfig:
     """Build a configuration from plain data (TOML or a checkpoint's header)."""
     known = {f.name for f in fields(TrainConfig)}
     if unknown := sorted(set(table) - known):
-        raise SpecVitError(f"unknown training option {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
+        raise SpecVitError(
+            f"unknown training option {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
+        )
     try:
         shares = tuple(Share(s["scenario"], tuple(s["mag"]), s["weight"]) for s in table["shares"])
         rest = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != "shares"}
@@ -145,7 +149,9 @@ def train(
     torch.manual_seed(config.seed)
     network = build_network(config.model).to(where)
     average = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
-    optimizer = torch.optim.AdamW(network.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98))
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
+    )
     out.mkdir(parents=True, exist_ok=True)
     path, step, elapsed = out / "checkpoint.safetensors", 0, 0.0
     if resume and path.exists():
@@ -205,7 +211,8 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 def validation_sets(device: torch.device, n: int = 2000) -> dict[str, Batch]:
     """Fixed spectra of both scenarios at magnitude 20.5-22.5, drawn apart from every training seed."""
     return {
-        name: next(iter(Stream((Share(name, (20.5, 22.5), 1.0),), n, 10**6, 0, device))) for name in ("study", "survey")
+        name: next(iter(Stream((Share(name, (20.5, 22.5), 1.0),), n, 10**6, 0, device)))
+        for name in ("study", "survey")
     }
 
 
@@ -216,7 +223,9 @@ def validate(network: nn.Module, sets: dict[str, Batch]) -> dict[str, float]:
     network.eval()
     scores = {}
     for name, batch in sets.items():
-        out = torch.cat([network(Normalised(*rows)) for rows in zip(*(t.split(500) for t in batch.inputs), strict=True)])
+        out = torch.cat(
+            [network(Normalised(*rows)) for rows in zip(*(t.split(500) for t in batch.inputs), strict=True)]
+        )
         truth = batch.truth[:, LOG_G]
         residual = (out[:, LOG_G] - truth).square().mean()
         scores[f"r2_{name}"] = round(float(1 - residual / truth.var(correction=0)), 4)

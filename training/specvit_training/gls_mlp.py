@@ -17,6 +17,8 @@ from specvit_deploy.labels import LABEL_BOX
 from specvit_training.vit import SCENARIO_NAMES, Normalised
 
 HIDDEN = 256
+AMPLITUDE_SD = 0.05
+"""Prior of the amplitude that the preparation leaves, relative."""
 
 
 class GlsMlp(nn.Module):
@@ -31,23 +33,27 @@ class GlsMlp(nn.Module):
     """
 
     basis: Tensor
+    products: Tensor
     prior: Tensor
-    center: Tensor
-    inverse_sd: Tensor
     inverse_error_squared: Tensor
+    entry: Tensor
 
     def __init__(self, emulator: Emulator, mean: Tensor, reference_error: Tensor) -> None:
         super().__init__()
         rng = np.random.default_rng(0)
         c = emulator.coefficients(rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (4000, 5)))
-        basis = np.vstack([mean.numpy(), emulator.basis[:, emulator.inner]])  # amplitude first
-        prior = np.zeros((len(basis), len(basis)))
-        prior[1:, 1:] = np.linalg.inv(np.cov(c.T))
-        prior[0, 0] = 1.0 / 0.05**2  # the preparation has set the amplitude to a few per cent
-        sd = np.concatenate([[0.05], c.std(axis=0)])
-        for name, value in {"basis": basis, "prior": prior, "inverse_sd": 1.0 / sd}.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
-        self.register_buffer("inverse_error_squared", reference_error.pow(-2))
+        sd = np.concatenate([[AMPLITUDE_SD], c.std(axis=0)])
+        basis = sd[:, None] * np.vstack([mean.numpy(), emulator.basis[:, emulator.inner]])  # amplitude first
+        prior = np.diag(np.ones(len(sd)))
+        prior[1:, 1:] = np.linalg.inv(np.corrcoef(c.T))
+        upper = np.triu_indices(len(basis))
+        entry = np.zeros((len(basis), len(basis)), np.int64)
+        entry[upper] = entry.T[upper] = np.arange(len(upper[0]))
+        constants = {"basis": basis, "prior": prior, "products": basis[upper[0]] * basis[upper[1]]}
+        for name, value in constants.items():
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
+        self.register_buffer("entry", torch.as_tensor(entry), persistent=False)
+        self.register_buffer("inverse_error_squared", reference_error.pow(-2), persistent=False)
         self.scenario = nn.Embedding(len(SCENARIO_NAMES), 8)
         self.mlp = nn.Sequential(
             nn.Linear(len(basis) + 1 + 8, HIDDEN), nn.SiLU(),
@@ -59,10 +65,7 @@ class GlsMlp(nn.Module):
         """Head outputs (B, 10)."""
         with torch.no_grad():
             w = x.information * self.inverse_error_squared
-            scaled = self.basis / self.inverse_sd[:, None]  # unit prior: well-conditioned in float32
-            normal = (scaled * w[:, None]) @ scaled.T
-            right = (w * x.residual) @ scaled.T
-            prior = self.prior / self.inverse_sd[:, None] / self.inverse_sd
-            c = torch.linalg.solve(normal + prior, right)
+            normal = (w @ self.products.T)[:, self.entry]  # B W B^T of every row in one product
+            c = torch.linalg.solve(normal + self.prior, (w * x.residual) @ self.basis.T)
         out: Tensor = self.mlp(torch.cat([c, x.log_snr, self.scenario(x.scenario)], 1))
         return out

@@ -83,7 +83,9 @@ def plot_matches(path: Path, emulator: Emulator, flux: NDArray[np.float64], matc
 
     figure = Figure(figsize=(13, 3.4 * len(matches)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2 * len(matches), 1, sharex=True, height_ratios=[3, 1] * len(matches), squeeze=False)[:, 0]
+    axes = figure.subplots(
+        2 * len(matches), 1, sharex=True, height_ratios=[3, 1] * len(matches), squeeze=False
+    )[:, 0]
     wave = emulator.grid.wave
     for i, m in enumerate(matches):
         top, bottom = axes[2 * i], axes[2 * i + 1]

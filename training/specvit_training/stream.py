@@ -90,7 +90,9 @@ class Stream(IterableDataset[Batch]):
                 spectra = simulator.draw(int(rows[i]), TorchDraws((self.seed, number, i), self.device))
                 inputs.append(preparation(spectra.flux, masked_error(spectra)).network)
                 truth.append((spectra.labels - center) / sd)
-            yield Batch(Normalised(*(torch.cat(columns) for columns in zip(*inputs, strict=True))), torch.cat(truth))
+            yield Batch(
+                Normalised(*(torch.cat(columns) for columns in zip(*inputs, strict=True))), torch.cat(truth)
+            )
             number += stride
 
 
