@@ -79,12 +79,8 @@ def simulate(
             for key, array in ((FLUX, spectra.flux), (ERROR, spectra.error), (MASK, spectra.bad)):
                 arrays[key][start : start + rows] = array[:rows]
             columns = {name: spectra.labels[:rows, i] for i, name in enumerate(LABELS)}
-            columns |= {
-                name: getattr(spectra, name)[:rows] for name in OBSERVING if name not in ("snr", "redshift")
-            }
-            columns["snr"] = median_snr(
-                spectra.flux[:rows], np.where(spectra.bad[:rows], np.inf, spectra.error[:rows])
-            )
+            columns |= {name: getattr(spectra, name)[:rows] for name in OBSERVING if name not in ("snr", "redshift")}
+            columns["snr"] = median_snr(spectra.flux[:rows], np.where(spectra.bad[:rows], np.inf, spectra.error[:rows]))
             columns["redshift"] = np.zeros(rows)
             table.write(start, columns)
             advance(rows)

@@ -27,20 +27,14 @@ class Optional:
 
 
 OPTIONAL = {
-    "train": Optional(
-        "specvit_training.commands:train", "train", "Train a network on endless simulated spectra."
-    ),
+    "train": Optional("specvit_training.commands:train", "train", "Train a network on endless simulated spectra."),
     "evaluate": Optional(
         "specvit_training.commands:evaluate",
         "train",
         "Measure accuracy against the limits on one fixed test set.",
     ),
-    "emulator": Optional(
-        "specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."
-    ),
-    "export": Optional(
-        "specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."
-    ),
+    "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
+    "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
 }
 OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")
 
@@ -69,6 +63,7 @@ class LazyCommand(click.Command):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
+        """Parse with the real command."""
         return self.load().make_context(info_name, args, parent, **extra)
 
     def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
@@ -107,9 +102,7 @@ def main() -> None:
 
 
 @contextmanager
-def progress(
-    text: str, total: int | None = None
-) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
+def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[int], None], Callable[[int], None]]]:
     """Progress bar on stderr, silent when that is no terminal; gives `start(total)` and `advance(rows)`."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -126,18 +119,14 @@ def progress(
 
 @main.command()
 @click.argument("catalog", type=click.Path(path_type=Path), required=False)
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="Result file.  [default: CATALOG with .logg.h5]"
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file.  [default: CATALOG with .logg.h5]")
 @click.option(
     "--bundle",
     default="pfs-mr",
     show_default=True,
     help="Directory of a bundle, or the name of an embedded one.",
 )
-@click.option(
-    "--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5)."
-)
+@click.option("--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5).")
 @click.option(
     "--noise-level",
     default=0.0,
@@ -213,9 +202,7 @@ def simulate(catalog: Path, n: int, seed: int, mag: tuple[float, float], scenari
 
     with progress("simulate", n) as (_, advance):
         write(catalog, n=n, seed=seed, mag=mag, scenario=scenario, advance=advance)
-    click.echo(
-        f"wrote {catalog}: {n} spectra, scenario {scenario}, magnitude {mag[0]:g} to {mag[1]:g}, seed {seed}"
-    )
+    click.echo(f"wrote {catalog}: {n} spectra, scenario {scenario}, magnitude {mag[0]:g} to {mag[1]:g}, seed {seed}")
 
 
 if __name__ == "__main__":

@@ -117,7 +117,9 @@ class Emulator:
             "margin": self.margin,
             "meta": self.meta,
         }
-        arrays = {name: np.asarray(getattr(self, name), np.float32) for name in _ARRAYS if name != "holdout"}
+        arrays: dict[str, Any] = {
+            name: np.asarray(getattr(self, name), np.float32) for name in _ARRAYS if name != "holdout"
+        }
         from specvit_deploy.atomic import whole_file
 
         with whole_file(path) as temporary, temporary.open("wb") as stream:
@@ -178,11 +180,7 @@ class Emulator:
             Relative flux, median 0.5 at rest.
         """
         full = self.mean + self.coefficients(np.atleast_2d(labels)) @ self.basis
-        return (
-            full[:, self.inner]
-            if velocity is None
-            else self.doppler(full, np.atleast_1d(np.asarray(velocity)))
-        )
+        return full[:, self.inner] if velocity is None else self.doppler(full, np.atleast_1d(np.asarray(velocity)))
 
     def jacobian(self, labels: ArrayLike) -> Array:
         """Derivative of the flux at rest by each label, shape (N, 5, n), per K and per dex."""
@@ -242,9 +240,7 @@ def raw_inputs(labels: ArrayLike) -> Array:
     """Physical inputs of the network (N, 6) from labels (N, 5), before scaling to [-1, 1]."""
     labels = np.asarray(labels, dtype=np.float64)
     t_eff, log_g, m_h, a_m, c_m = np.moveaxis(labels, -1, 0)
-    return np.stack(
-        [THETA_K / t_eff, log_g, m_h, a_m, c_m, np.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)], axis=-1
-    )
+    return np.stack([THETA_K / t_eff, log_g, m_h, a_m, c_m, np.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)], axis=-1)
 
 
 def _sigmoid(x: Array) -> Array:

@@ -32,7 +32,7 @@ class WavelengthGrid:
     @property
     def wave(self) -> NDArray[np.float64]:
         """Pixel centres, shape (n,), Angstrom, vacuum."""
-        return self.start + self.step * np.arange(self.n)
+        return self.start + self.step * np.arange(self.n, dtype=np.float64)
 
     def extended(self, margin: int) -> WavelengthGrid:
         """Return the same grid with `margin` more pixels on each side."""

@@ -32,18 +32,17 @@ class LabelBox:
     @property
     def center(self) -> NDArray[np.float64]:
         """Middle of the box, shape (5,)."""
-        return (np.asarray(self.low) + np.asarray(self.high)) / 2
+        return np.add(self.low, self.high, dtype=np.float64) / 2
 
     @property
     def sd(self) -> NDArray[np.float64]:
         """Standard deviation of the uniform distribution over the box, width / sqrt(12), shape (5,)."""
-        return (np.asarray(self.high) - np.asarray(self.low)) / np.sqrt(12.0)
+        return np.asarray(np.subtract(self.high, self.low) / np.sqrt(12.0))
 
     def contains(self, labels: ArrayLike) -> NDArray[np.bool_]:
         """Say which rows of `labels` (N, 5) lie inside, shape (N,)."""
         labels = np.asarray(labels)
-        inside: NDArray[np.bool_] = ((labels >= self.low) & (labels <= self.high)).all(axis=-1)
-        return inside
+        return np.asarray(((labels >= self.low) & (labels <= self.high)).all(axis=-1))
 
 
 LABEL_BOX = LabelBox(low=(3750.0, 1.0, -2.5, -0.2, -0.5), high=(6000.0, 5.0, 0.75, 0.5, 0.5))

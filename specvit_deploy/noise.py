@@ -82,9 +82,7 @@ def build_noise_model(path: str | Path) -> NoiseModel:
     """
     with h5py.File(path, "r") as file:
         group = file[f"mag_{REFERENCE_MAG}"]
-        signal, sky, variance = (
-            group[k][:].astype(np.float64) for k in ("signal", "sky", "background_variance")
-        )
+        signal, sky, variance = (group[k][:].astype(np.float64) for k in ("signal", "sky", "background_variance"))
         if not PFS_MR.matches(file["wave"][:]):
             raise ValueError(f"{path} is not on the instrument grid")
     scale = BACKGROUND_SCALE * BACKGROUND_ELECTRONS / np.median(variance)

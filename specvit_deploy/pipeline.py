@@ -43,9 +43,7 @@ class Estimator:
         """Load a bundle by path or embedded name."""
         return cls(load_bundle(bundle), threads)
 
-    def __call__(
-        self, flux: NDArray[Any], error: NDArray[Any], id: NDArray[Any] | None = None
-    ) -> NDArray[Any]:
+    def __call__(self, flux: NDArray[Any], error: NDArray[Any], id: NDArray[Any] | None = None) -> NDArray[Any]:
         """Estimate log g.
 
         Parameters
@@ -128,10 +126,17 @@ def predict(
         if output is None:
             return np.concatenate(list(tables))
         facts = provenance(
-            bundle=estimator.bundle.name, bundle_sha256=estimator.bundle.sha256, scenario=estimator.bundle.scenario,
-            engine=estimator.engine.name, precision="fp32", catalog=source.path.name, layout=source.layout,
-            rows=len(source), noise_level=noise_level, noise_seed=seed,
-        )  # fmt: skip
+            bundle=estimator.bundle.name,
+            bundle_sha256=estimator.bundle.sha256,
+            scenario=estimator.bundle.scenario,
+            engine=estimator.engine.name,
+            precision="fp32",
+            catalog=source.path.name,
+            layout=source.layout,
+            rows=len(source),
+            noise_level=noise_level,
+            noise_seed=seed,
+        )
         with whole_file(output) as temporary, ResultWriter(temporary, len(source), facts) as writer:
             for table in tables:
                 writer.write(table)

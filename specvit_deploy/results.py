@@ -63,9 +63,7 @@ def columns(id_dtype: np.dtype[Any]) -> tuple[Column, ...]:
         ),
         Column("snr_median", "<f4", "", "median of flux / error over good pixels"),
         Column("chi2_reduced", "<f4", "", "reduced chi2 of the best linear fit around the estimate"),
-        Column(
-            "latent_distance", "<f4", "", "distance of the network's features from those of training spectra"
-        ),
+        Column("latent_distance", "<f4", "", "distance of the network's features from those of training spectra"),
         Column("n_good", "<i4", "", "pixels that carry information"),
         Column("quality", "<i4", "", "bits: " + ", ".join(f"{bit.value} {bit.name}" for bit in Quality)),
     )

@@ -137,9 +137,7 @@ class Simulator:
         xp, scenario = self.xp, self.scenario
         labels = self.low + self.width * draws.uniform(n, 5)
         mag = self.mag[0] + (self.mag[1] - self.mag[0]) * draws.uniform(n)
-        seeing, zenith, field = (
-            low + (high - low) * draws.uniform(n) for low, high in (SEEING, ZENITH, FIELD)
-        )
+        seeing, zenith, field = (low + (high - low) * draws.uniform(n) for low, high in (SEEING, ZENITH, FIELD))
         velocity = (scenario.velocity_sd * draws.normal(n)).clip(-self.max_velocity, self.max_velocity)
         slope = scenario.slope_sd * draws.normal(n)
         # star: electrons whose median over the arm follows the magnitude law

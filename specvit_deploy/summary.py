@@ -20,13 +20,10 @@ def summarise(path: Path) -> str:
     lines = [f"wrote {path}: {len(log_g)} rows, {valid.sum()} with log_g ({header})"]
     if valid.any():
         low, middle, high = np.percentile(log_g[valid], [16, 50, 84])
+        lines.append(f"  log_g {middle:.2f} ({low:.2f} to {high:.2f}), median S/N {np.median(snr[valid]):.1f}")
         lines.append(
-            f"  log_g {middle:.2f} ({low:.2f} to {high:.2f}), median S/N {np.median(snr[valid]):.1f}"
+            f"  median log_g_err {np.median(err[valid]):.3f} dex, median log_g_crlb {np.median(crlb[valid]):.3f} dex"
         )
-        lines.append(
-            f"  median log_g_err {np.median(err[valid]):.3f} dex, median Cramer-Rao bound {np.median(crlb[valid]):.3f} dex"
-        )
-    for bit in Quality:
-        if count := int(((quality & int(bit)) != 0).sum()):
-            lines.append(f"  {bit.name}: {count}")
+    counts = {bit.name: int(((quality & int(bit)) != 0).sum()) for bit in Quality}
+    lines += [f"  {name}: {count}" for name, count in counts.items() if count]
     return "\n".join(lines)

@@ -85,16 +85,21 @@ def check_parity(estimator: Estimator, graph: Path, scenario: str) -> dict[str, 
                 for i in range(0, len(flux), batch)
             ]
             outputs = {
-                key: np.concatenate(column)
-                for key, column in zip(OUTPUTS, zip(*parts, strict=True), strict=True)
+                key: np.concatenate(column) for key, column in zip(OUTPUTS, zip(*parts, strict=True), strict=True)
             }
             for key in OUTPUTS:
                 difference = compare(key, outputs[key], reference[key].numpy(), f"{name}, batch {batch}")
                 case = worst.setdefault(name, {})
                 case[key] = max(case.get(key, 0.0), difference)
     overall = {key: max(case[key] for case in worst.values()) for key in OUTPUTS}
-    return {"tolerance": {"dex": LOG_G_TOLERANCE, "relative": CRLB_TOLERANCE}, "batches": list(BATCHES),
-            "largest": overall, "cases": worst, "engine": f"onnxruntime {ort.__version__}", "torch": torch.__version__}  # fmt: skip
+    return {
+        "tolerance": {"dex": LOG_G_TOLERANCE, "relative": CRLB_TOLERANCE},
+        "batches": list(BATCHES),
+        "largest": overall,
+        "cases": worst,
+        "engine": f"onnxruntime {ort.__version__}",
+        "torch": torch.__version__,
+    }
 
 
 def compare(key: str, value: NDArray[Any], reference: NDArray[Any], where: str) -> float:
@@ -112,9 +117,7 @@ def compare(key: str, value: NDArray[Any], reference: NDArray[Any], where: str) 
     same = (value == reference) | (np.isnan(value) & np.isnan(reference))
     if key == "n_good":
         if not same.all():
-            raise SpecVitError(
-                f"parity failed ({where}): n_good differs; the graph masks other pixels than torch"
-            )
+            raise SpecVitError(f"parity failed ({where}): n_good differs; the graph masks other pixels than torch")
         return 0.0
     with np.errstate(invalid="ignore"):
         difference = np.where(same, 0.0, np.abs(value.astype(np.float64) - reference))
@@ -125,9 +128,7 @@ def compare(key: str, value: NDArray[Any], reference: NDArray[Any], where: str) 
         elif not key.startswith(("log_g_err", "log_g_lo", "log_g_hi")):
             difference = difference / np.abs(reference)
     difference[same] = 0.0
-    tolerance = (
-        CRLB_TOLERANCE if "crlb" in key or key in ("chi2_reduced", "latent_distance") else LOG_G_TOLERANCE
-    )
+    tolerance = CRLB_TOLERANCE if "crlb" in key or key in ("chi2_reduced", "latent_distance") else LOG_G_TOLERANCE
     largest = float(difference.max())
     if not largest <= tolerance:  # catches NaN: finite on one side only
         row = int(np.argmax(np.nan_to_num(difference, nan=np.inf).reshape(len(value), -1).max(axis=1)))

@@ -67,9 +67,7 @@ def export_bundle(
     tensors, header = load_checkpoint(checkpoint)
     model = header["config"]["model"]
     if model not in CONFIGS or CONFIGS[model].outputs != 10:
-        raise SpecVitError(
-            f"{model} has no graph with labels and spreads; export one of {', '.join(CONFIGS)}"
-        )
+        raise SpecVitError(f"{model} has no graph with labels and spreads; export one of {', '.join(CONFIGS)}")
     estimator = Estimator(CONFIGS[model], default_emulator(), default_noise_model(), get_scenario(scenario))
     estimator.vit.load_state_dict(subtree(tensors, "ema"))
     recipe = calibration_recipe(scenario, spectra)
@@ -86,15 +84,21 @@ def export_bundle(
         )
         log("check      torch against ONNX Runtime")
         parity = check_parity(estimator, temporary / GRAPH, scenario)
-        log(
-            f"           largest |d log_g| {parity['largest']['labels']:.1e} dex, CRLB {parity['largest']['log_g_crlb']:.1e}"
-        )
+        largest = parity["largest"]
+        log(f"           largest |d log_g| {largest['labels']:.1e} dex, relative CRLB {largest['log_g_crlb']:.1e}")
         log("seal       weights, metrics, hashes")
         save_file({k: v.contiguous() for k, v in estimator.vit.state_dict().items()}, temporary / WEIGHTS)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": output.name,
-            "graphs": {"fp32": {"file": GRAPH, "sha256": file_sha256(temporary / GRAPH), "precision": "float32", "opset": OPSET}},
+            "graphs": {
+                "fp32": {
+                    "file": GRAPH,
+                    "sha256": file_sha256(temporary / GRAPH),
+                    "precision": "float32",
+                    "opset": OPSET,
+                }
+            },
             "files": {name: file_sha256(temporary / name) for name in (GRAPH, WEIGHTS)},
             "grid": {**asdict(default_emulator().grid), "medium": "vacuum", "unit": "Angstrom"},
             "labels": list(LABELS),
@@ -102,15 +106,24 @@ def export_bundle(
             "box": asdict(LABEL_BOX),
             "scenario": scenario,
             "domain": asdict(domain),
-            "calibration": {"recipe": recipe.describe(), "log10_snr": SNR_NODES, "log_g": LOG_G_NODES,
-                            "factors_err_lo_hi": estimator.calibration.table.tolist()},
-            "training": {"config": header["config"], "steps": header["step"], "minutes": round(header["elapsed_s"] / 60, 1),
-                         "spectra": header["step"] * header["config"]["batch"], "parameters": parameter_count(estimator.vit)},
+            "calibration": {
+                "recipe": recipe.describe(),
+                "log10_snr": SNR_NODES,
+                "log_g": LOG_G_NODES,
+                "factors_err_lo_hi": estimator.calibration.table.tolist(),
+            },
+            "training": {
+                "config": header["config"],
+                "steps": header["step"],
+                "minutes": round(header["elapsed_s"] / 60, 1),
+                "spectra": header["step"] * header["config"]["batch"],
+                "parameters": parameter_count(estimator.vit),
+            },
             "emulator": default_emulator().meta,
             "metrics": [score_estimator(estimator, test_recipe(name, tests)) for name in ("study", "survey")],
             "parity": {"fp32": parity},
             "versions": {"specvit_deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
-        }  # fmt: skip
+        }
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.replace(output)
     finally:

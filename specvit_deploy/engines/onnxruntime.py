@@ -61,8 +61,7 @@ class OnnxRuntimeEngine:
             parts.append(self.session.run(None, {"flux": f, "error": e}))
         n = len(flux)
         return {
-            name: np.concatenate(column)[:n]
-            for name, column in zip(self.names, zip(*parts, strict=True), strict=True)
+            name: np.concatenate(column)[:n] for name, column in zip(self.names, zip(*parts, strict=True), strict=True)
         }
 
 

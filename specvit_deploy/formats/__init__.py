@@ -81,7 +81,7 @@ class Catalog:
             layout = next((layout for layout in _layouts() if layout.detect(self.file)), None)
             if layout is None:
                 raise SpecVitError(
-                    f"{path}: no known layout; put wave (n,), flux (N, n) and error or ivar (N, n) at the top of the file"
+                    f"{path}: no known layout; put wave (n,), flux (N, n), error or ivar (N, n) at the top of the file"
                 )
             self.layout = layout.name
             self.data = layout.locate(self.file)
@@ -105,19 +105,13 @@ class Catalog:
     def _check(self) -> None:
         data, path = self.data, self.path
         if data.error is None and data.ivar is None:
-            raise SpecVitError(
-                f"{path} has no errors; add a dataset 'error' (1 sigma) or 'ivar' in the shape of flux"
-            )
+            raise SpecVitError(f"{path} has no errors; add a dataset 'error' (1 sigma) or 'ivar' in the shape of flux")
         if data.flux.ndim != 2 or len(data.flux) == 0:
-            raise SpecVitError(
-                f"{path}: flux has shape {data.flux.shape}; it must be (N, {self.grid.n}) with N > 0"
-            )
+            raise SpecVitError(f"{path}: flux has shape {data.flux.shape}; it must be (N, {self.grid.n}) with N > 0")
         for name in ("error", "ivar", "mask"):
             array = getattr(data, name)
             if array is not None and array.shape != data.flux.shape:
-                raise SpecVitError(
-                    f"{path}: {name} has shape {array.shape}, flux {data.flux.shape}; make them equal"
-                )
+                raise SpecVitError(f"{path}: {name} has shape {array.shape}, flux {data.flux.shape}; make them equal")
         if not self.grid.matches(data.wave):
             wave = np.ravel(data.wave)
             hint = "resample the spectra to it"
@@ -128,13 +122,9 @@ class Catalog:
                 f"{path}: its wavelengths ({wave.size} from {span}) are not the model's {self.grid.describe()}; {hint}"
             )
         if data.flux.shape[1] != self.grid.n:
-            raise SpecVitError(
-                f"{path}: flux has {data.flux.shape[1]} pixels, wave {self.grid.n}; make them equal"
-            )
+            raise SpecVitError(f"{path}: flux has {data.flux.shape[1]} pixels, wave {self.grid.n}; make them equal")
         if data.id is not None and len(data.id) != len(data.flux):
-            raise SpecVitError(
-                f"{path}: {len(data.id)} identifiers for {len(data.flux)} spectra; make them equal"
-            )
+            raise SpecVitError(f"{path}: {len(data.id)} identifiers for {len(data.flux)} spectra; make them equal")
 
     def read(self, start: int, stop: int) -> Block:
         """Read rows [start, stop)."""
@@ -162,9 +152,7 @@ class Catalog:
         return Block(flux, error, identifier)
 
 
-def _rescale(
-    flux: NDArray[np.float64], error: NDArray[np.float64]
-) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def _rescale(flux: NDArray[np.float64], error: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bring double-precision rows near one by a power of two, exactly, so that float32 can hold any flux unit."""
     size = np.where(np.isfinite(error) & (error > 0), error, np.nan)
     with np.errstate(all="ignore"):
@@ -181,9 +169,7 @@ def _open(path: Path) -> h5py.File:
             f"{path} does not exist; give the path of a catalogue, or try 'specvit-deploy predict --demo'"
         )
     if not h5py.is_hdf5(path):
-        raise SpecVitError(
-            f"{path} is not an HDF5 file; this version reads HDF5 catalogues (wave, flux, error)"
-        )
+        raise SpecVitError(f"{path} is not an HDF5 file; this version reads HDF5 catalogues (wave, flux, error)")
     try:
         return h5py.File(path, "r")
     except OSError as error:

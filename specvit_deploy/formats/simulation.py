@@ -110,16 +110,15 @@ class ParamsTable:
 
     def __init__(self, file: h5py.File, names: tuple[str, ...], n: int) -> None:
         self.names = names
-        dtype = np.dtype(
-            [("index", "<i8"), ("values_block_0", "<f8", (len(names),)), ("values_block_1", "<i8", (1,))]
-        )
+        dtype = np.dtype([("index", "<i8"), ("values_block_0", "<f8", (len(names),)), ("values_block_1", "<i8", (1,))])
         group = file.create_group("dataset/params")
         _attributes(
             group,
             CLASS="GROUP", TITLE="", VERSION="1.0", encoding="UTF-8", errors="strict", pandas_type="frame_table",
             pandas_version="0.15.2", table_type="appendable_frame", levels=np.int64(1), nan_rep="nan",
             index_cols=_pickle([(0, "index")]), values_cols=_pickle(["values_block_0", "values_block_1"]),
-            non_index_axes=_pickle([(1, [*names, "id"])]), data_columns=_pickle([]), metadata=_pickle([]), info=_pickle({}),
+            non_index_axes=_pickle([(1, [*names, "id"])]), data_columns=_pickle([]),
+            metadata=_pickle([]), info=_pickle({}),
         )  # fmt: skip
         self.table = file.create_dataset(TABLE, (n,), dtype, chunks=(min(n, 4096),), maxshape=(None,))
         _attributes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -91,7 +92,7 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> Domain:
     all_snr = np.concatenate(snr)
     low, high = np.percentile(all_snr, [0.1, 99.9])
     octiles = np.quantile(all_snr, np.linspace(0, 1, 9))
-    cells = [(all_snr >= a) & (all_snr <= b) for a, b in zip(octiles, octiles[1:], strict=False)]
+    cells = [(all_snr >= a) & (all_snr <= b) for a, b in itertools.pairwise(octiles)]
     return Domain(
         snr=(float(low), float(high)),
         chi2_snr=tuple(float(np.median(all_snr[cell])) for cell in cells),

@@ -41,9 +41,7 @@ def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             header = json.loads((file.metadata() or {})["header"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
-        raise SpecVitError(
-            f"{path} is not a checkpoint ({error}); make one with 'specvit-deploy train'"
-        ) from None
+        raise SpecVitError(f"{path} is not a checkpoint ({error}); make one with 'specvit-deploy train'") from None
     if header.get("format") != FORMAT:
         raise SpecVitError(
             f"{path} has checkpoint format {header.get('format')}, this version reads {FORMAT}; train again"

@@ -63,9 +63,7 @@ def seconds(text: str) -> float:
 @click.option(
     "--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Test set."
 )
-@click.option(
-    "--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra."
-)
+@click.option("--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra.")
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None) -> None:
     """Score MODELS (bundles or checkpoints; default: the embedded bundle) on one test set, beside its limits."""
@@ -77,13 +75,17 @@ def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None
     if output:
         write_json(output, report)
     limits = report["limits"]["overall"]
-    click.echo(f"{n} {scenario} spectra (test set {report['test_set']['hash']}), "
-               f"median CRLB {limits['crlb_median']:.3f} dex, rms of finite {limits['crlb_rms_of_finite']:.3f}, "
-               f"infinite {100 * limits['crlb_infinite_share']:.1f} %")  # fmt: skip
+    click.echo(
+        f"{n} {scenario} spectra (test set {report['test_set']['hash']}), "
+        f"median CRLB {limits['crlb_median']:.3f} dex, rms of finite {limits['crlb_rms_of_finite']:.3f}, "
+        f"infinite {100 * limits['crlb_infinite_share']:.1f} %"
+    )
     for model in report["models"]:
         scores = model["overall"]
-        click.echo(f"{model['name']} (told {model['told']}): "
-                   + ", ".join(f"{k} {v[0]:.4f} [{v[1]:.4f} {v[2]:.4f}]" for k, v in scores.items()))  # fmt: skip
+        click.echo(
+            f"{model['name']} (told {model['told']}): "
+            + ", ".join(f"{k} {v[0]:.4f} [{v[1]:.4f} {v[2]:.4f}]" for k, v in scores.items())
+        )
 
 
 @click.group()
@@ -144,9 +146,7 @@ def match_spectra(spectra: Path, path: Path | None, plot: Path | None, output: P
         with h5py.File(spectra, "r") as file:
             wave, flux = file["wave"][()], file["flux"][()].astype(float)
     except (OSError, KeyError) as error:
-        raise SpecVitError(
-            f"{spectra} has no clean spectra ({error}); it needs wave (n,) and flux (N, n)"
-        ) from None
+        raise SpecVitError(f"{spectra} has no clean spectra ({error}); it needs wave (n,) and flux (N, n)") from None
     if not model.grid.matches(wave) or flux.ndim != 2:
         raise SpecVitError(f"{spectra} is on another grid; resample it to {model.grid.describe()}")
     matches = [match(model, row) for row in flux]
@@ -170,5 +170,6 @@ def _print_evaluation(report: dict[str, dict[str, float]]) -> None:
         "held-out nodes: |dF|/F per spectrum (median, p95 over spectra), pixels below 1/5 of the noise at S/N 25"
     )
     for region, figures in report.items():
-        click.echo(f"  {region:8s} {figures['spectra']:4.0f} spectra  median {figures['median']:.5f}  p95 {figures['p95']:.5f}"
-                   f"  {100 * figures['pixels_below_fifth_of_noise']:.2f} %")  # fmt: skip
+        share = 100 * figures["pixels_below_fifth_of_noise"]
+        spectra = f"{region:8s} {figures['spectra']:4.0f} spectra"
+        click.echo(f"  {spectra}  median {figures['median']:.5f}  p95 {figures['p95']:.5f}  {share:.2f} %")

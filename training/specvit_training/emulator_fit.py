@@ -10,6 +10,7 @@ import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import block_diag
 from torch import nn
 
 from specvit_deploy.emulator import Array, Emulator, raw_inputs
@@ -89,9 +90,7 @@ def read_nodes(path: str | Path) -> Nodes:
     try:
         labels = labels[:, [names.index(label) for label in LABELS]]
     except ValueError as error:
-        raise SpecVitError(
-            f"{path}: {error}; name the columns {', '.join(LABELS)} in params.attrs['names']"
-        ) from None
+        raise SpecVitError(f"{path}: {error}; name the columns {', '.join(LABELS)} in params.attrs['names']") from None
     flux *= 0.5 / np.median(flux[:, MARGIN:-MARGIN], axis=1, keepdims=True)
     return Nodes(labels, flux, node_id, meta)
 
@@ -131,7 +130,7 @@ def fit_emulator(nodes: Nodes, config: FitConfig) -> Emulator:
         basis=basis * mean,
         w1=np.concatenate(stack(0, "weight"), axis=1),
         b1=np.concatenate(stack(0, "bias")),
-        w2=torch.block_diag(*(torch.tensor(w) for w in stack(1, "weight"))).numpy(),
+        w2=block_diag(*stack(1, "weight")),
         b2=np.concatenate(stack(1, "bias")),
         w3=np.concatenate(stack(2, "weight")) * share,
         b3=np.sum(stack(2, "bias"), axis=0) * share,

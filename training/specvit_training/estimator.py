@@ -194,9 +194,7 @@ class Limits(nn.Module):
         self.register_buffer("tilt", torch.linspace(-1.0, 1.0, len(emulator.mean)))
         self.register_buffer("label_sd", torch.tensor(LABEL_BOX.sd, dtype=torch.float32))
 
-    def forward(
-        self, labels: Tensor, flux: Tensor, inverse_variance: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """CRLB, CRLB with label prior (dex) and residual chi2, each (B,); inputs (B, 5), (B, n), (B, n)."""
         model, jacobian, velocity = self.emulator(labels)
         jacobian = jacobian * self.label_sd[:, None]
@@ -255,8 +253,9 @@ class Calibration(nn.Module):
     def forward(self, log_snr: Tensor, log_g: Tensor) -> Tensor:
         """Factors (B, 3) for err, lower and upper half-width; inputs (B,)."""
         a, b = hat_weights(log_snr, self.snr_nodes), hat_weights(log_g, self.log_g_nodes)
-        rows = (a @ self.table.transpose(0, 1).flatten(1)).unflatten(1, (3, -1))  # (B, 3, G)
-        return (rows * b[:, None]).sum(2)
+        rows = (a @ self.table.transpose(0, 1).flatten(1)).reshape(-1, 3, len(LOG_G_NODES))
+        factors: Tensor = (rows * b[:, None]).sum(2)
+        return factors
 
 
 def hat_weights(x: Tensor, nodes: Tensor) -> Tensor:

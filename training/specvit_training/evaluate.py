@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,9 +105,13 @@ def _checkpoint_model(path: Path, scenario: str) -> Model:
             )
         }
 
-    facts = {"kind": "checkpoint", "model": header["config"]["model"], "told": scenario,
-             "spectra_seen": header["step"] * header["config"]["batch"],
-             "training_minutes": round(header["elapsed_s"] / 60, 1)}  # fmt: skip
+    facts = {
+        "kind": "checkpoint",
+        "model": header["config"]["model"],
+        "told": scenario,
+        "spectra_seen": header["step"] * header["config"]["batch"],
+        "training_minutes": round(header["elapsed_s"] / 60, 1),
+    }
     return Model(header["config"]["model"], facts, predict)
 
 
@@ -149,24 +154,33 @@ def evaluate(
             parts.append(model.predict(flux, error))
         advance(len(flux))
     y, s, c, cp = (np.concatenate(x).astype(np.float64) for x in (truth, snr, crlb, crlb_prior))
-    tables = [
-        {k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs
-    ]
-    bins = [(low, high, (s >= low) & (s < high)) for low, high in zip(SNR_EDGES, SNR_EDGES[1:], strict=False)]
+    tables = [{k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs]
+    bins = [(low, high, (s >= low) & (s < high)) for low, high in itertools.pairwise(SNR_EDGES)]
     bins = [b for b in bins if b[2].sum() >= 50]
     return {
         "version": __version__,
-        "test_set": {**recipe.describe(), "hash": recipe.hash,
-                     "snr_convention": "median over good pixels of flux/error"},
-        "limits": {"nuisances": recipe.scenario, "overall": _limits(c, cp),
-                   "by_snr": [{**_bin(b), **_limits(c[b[2]], cp[b[2]])} for b in bins]},
+        "test_set": {
+            **recipe.describe(),
+            "hash": recipe.hash,
+            "snr_convention": "median over good pixels of flux/error",
+        },
+        "limits": {
+            "nuisances": recipe.scenario,
+            "overall": _limits(c, cp),
+            "by_snr": [{**_bin(b), **_limits(c[b[2]], cp[b[2]])} for b in bins],
+        },
         "models": [
-            {"name": model.name, **model.facts, "overall": with_intervals(y, t["log_g"]), **_coverage(y, t),
-             "r2_minus_first": paired_r2_difference(y, t["log_g"], tables[0]["log_g"]),
-             "by_snr": [{**_bin(b), **scores(y[b[2]], t["log_g"][b[2]])} for b in bins]}
+            {
+                "name": model.name,
+                **model.facts,
+                "overall": with_intervals(y, t["log_g"]),
+                **_coverage(y, t),
+                "r2_minus_first": paired_r2_difference(y, t["log_g"], tables[0]["log_g"]),
+                "by_snr": [{**_bin(b), **scores(y[b[2]], t["log_g"][b[2]])} for b in bins],
+            }
             for model, t in zip(models, tables, strict=True)
         ],
-    }  # fmt: skip
+    }
 
 
 def _bin(b: tuple[float, float, NDArray[np.bool_]]) -> dict[str, Any]:

@@ -80,9 +80,7 @@ def read_config(path: Path) -> TrainConfig:
     try:
         table = tomllib.loads(path.read_text())
     except (OSError, tomllib.TOMLDecodeError) as error:
-        raise SpecVitError(
-            f"cannot read the training configuration {path} ({error}); see training/configs"
-        ) from None
+        raise SpecVitError(f"cannot read the training configuration {path} ({error}); see training/configs") from None
     return config_from_dict(table)
 
 
@@ -90,12 +88,10 @@ def config_from_dict(table: dict[str, Any]) -> TrainConfig:
     """Build a configuration from plain data (TOML or a checkpoint's header)."""
     known = {f.name for f in fields(TrainConfig)}
     if unknown := sorted(set(table) - known):
-        raise SpecVitError(
-            f"unknown training option {', '.join(unknown)}; choose from {', '.join(sorted(known))}"
-        )
+        raise SpecVitError(f"unknown training option {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
     try:
         shares = tuple(Share(s["scenario"], tuple(s["mag"]), s["weight"]) for s in table["shares"])
-        rest = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != "shares"}
+        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != "shares"}
         config = TrainConfig(shares=shares, **rest)
     except (KeyError, TypeError) as error:
         raise SpecVitError(f"incomplete training configuration ({error}); see training/configs") from None
@@ -176,14 +172,19 @@ def train(
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
         optimizer.step()
-        average.update_parameters(network)  # type: ignore[no-untyped-call]
+        average.update_parameters(network)
         losses.append(loss.detach())
         step += 1
         now = time.monotonic()
         if now - logged > log_every_s:
-            record = {"step": step, "spectra": step * config.batch, "minutes": round((now - begun) / 60, 2),
-                      "progress": round(progress, 4), "loss": float(torch.stack(losses).mean()),
-                      **validate(average.module, validation)}  # fmt: skip
+            record = {
+                "step": step,
+                "spectra": step * config.batch,
+                "minutes": round((now - begun) / 60, 2),
+                "progress": round(progress, 4),
+                "loss": float(torch.stack(losses).mean()),
+                **validate(average.module, validation),
+            }
             with (out / "log.jsonl").open("a") as file:
                 file.write(json.dumps(record) + "\n")
             log(json.dumps(record))
@@ -211,8 +212,7 @@ def learning_rate(config: TrainConfig, step: int, progress: float) -> float:
 def validation_sets(device: torch.device, n: int = 2000) -> dict[str, Batch]:
     """Fixed spectra of both scenarios at magnitude 20.5-22.5, drawn apart from every training seed."""
     return {
-        name: next(iter(Stream((Share(name, (20.5, 22.5), 1.0),), n, 10**6, 0, device)))
-        for name in ("study", "survey")
+        name: next(iter(Stream((Share(name, (20.5, 22.5), 1.0),), n, 10**6, 0, device))) for name in ("study", "survey")
     }
 
 
@@ -224,7 +224,7 @@ def validate(network: nn.Module, sets: dict[str, Batch]) -> dict[str, float]:
     scores = {}
     for name, batch in sets.items():
         out = torch.cat(
-            [network(Normalised(*rows)) for rows in zip(*(t.split(500) for t in batch.inputs), strict=True)]
+            [network(Normalised(*rows)) for rows in zip(*(torch.split(t, 500) for t in batch.inputs), strict=True)]
         )
         truth = batch.truth[:, LOG_G]
         residual = (out[:, LOG_G] - truth).square().mean()
@@ -233,21 +233,34 @@ def validate(network: nn.Module, sets: dict[str, Batch]) -> dict[str, float]:
     return scores
 
 
-def _save(path: Path, config: TrainConfig, network: nn.Module, average: AveragedModel,
-          optimizer: torch.optim.Optimizer, step: int, elapsed: float) -> None:  # fmt: skip
+def _save(
+    path: Path,
+    config: TrainConfig,
+    network: nn.Module,
+    average: AveragedModel,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    elapsed: float,
+) -> None:
     tensors = {f"model.{k}": v for k, v in network.state_dict().items()}
     tensors |= {f"ema.{k}": v for k, v in average.module.state_dict().items()}
     names = dict(network.named_parameters())
     for name, parameter in names.items():
         for key in ("exp_avg", "exp_avg_sq"):
             tensors[f"{key}.{name}"] = optimizer.state[parameter][key]
-    header = {"config": asdict(config), "step": step, "elapsed_s": elapsed, "averaged": int(average.n_averaged),
-              "torch": torch.__version__}  # fmt: skip
+    header = {
+        "config": asdict(config),
+        "step": step,
+        "elapsed_s": elapsed,
+        "averaged": int(average.n_averaged),
+        "torch": torch.__version__,
+    }
     save_checkpoint(path, tensors, header)
 
 
-def _restore(path: Path, config: TrainConfig, network: nn.Module, average: AveragedModel,
-             optimizer: torch.optim.Optimizer) -> tuple[int, float]:  # fmt: skip
+def _restore(
+    path: Path, config: TrainConfig, network: nn.Module, average: AveragedModel, optimizer: torch.optim.Optimizer
+) -> tuple[int, float]:
     tensors, header = load_checkpoint(path)
     stored = config_from_dict(header["config"])
     if replace(stored, threads=config.threads, workers=config.workers) != config:

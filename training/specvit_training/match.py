@@ -1,4 +1,4 @@
-"""Fit the emulator to clean spectra: how well does it describe spectra from elsewhere?"""
+"""Fit the emulator to clean spectra from elsewhere: how well does it describe them."""
 
 from __future__ import annotations
 
@@ -43,8 +43,12 @@ class Match:
 
     def describe(self) -> dict[str, Any]:
         """Plain data for a report."""
-        return {**dict(zip(LABELS, np.round(self.labels, 3).tolist(), strict=True)), "velocity": round(self.velocity, 2),
-                "slope": round(self.slope, 4), "residual_rms_of_continuum": round(self.rms, 5)}  # fmt: skip
+        return {
+            **dict(zip(LABELS, np.round(self.labels, 3).tolist(), strict=True)),
+            "velocity": round(self.velocity, 2),
+            "slope": round(self.slope, 4),
+            "residual_rms_of_continuum": round(self.rms, 5),
+        }
 
 
 def match(emulator: Emulator, flux: NDArray[np.float64]) -> Match:
@@ -72,8 +76,14 @@ def match(emulator: Emulator, flux: NDArray[np.float64]) -> Match:
     assert best is not None
     fitted = model(best.x)
     continuum = percentile_filter(fitted, 95, size=CONTINUUM_PIXELS, mode="nearest")
-    return Match(RANGE_LOW + scale * best.x[:5], float(best.x[5]), float(best.x[6]), float(100 * best.x[7]),
-                 fitted, (flux - fitted) / continuum)  # fmt: skip
+    return Match(
+        RANGE_LOW + scale * best.x[:5],
+        float(best.x[5]),
+        float(best.x[6]),
+        float(100 * best.x[7]),
+        fitted,
+        (flux - fitted) / continuum,
+    )
 
 
 def plot_matches(path: Path, emulator: Emulator, flux: NDArray[np.float64], matches: list[Match]) -> None:
@@ -83,9 +93,7 @@ def plot_matches(path: Path, emulator: Emulator, flux: NDArray[np.float64], matc
 
     figure = Figure(figsize=(13, 3.4 * len(matches)), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(
-        2 * len(matches), 1, sharex=True, height_ratios=[3, 1] * len(matches), squeeze=False
-    )[:, 0]
+    axes = figure.subplots(2 * len(matches), 1, sharex=True, height_ratios=[3, 1] * len(matches), squeeze=False)[:, 0]
     wave = emulator.grid.wave
     for i, m in enumerate(matches):
         top, bottom = axes[2 * i], axes[2 * i + 1]

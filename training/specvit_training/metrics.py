@@ -25,9 +25,7 @@ def scores(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> dict[
     }
 
 
-def with_intervals(
-    truth: NDArray[np.float64], prediction: NDArray[np.float64], seed: int = 0
-) -> dict[str, Any]:
+def with_intervals(truth: NDArray[np.float64], prediction: NDArray[np.float64], seed: int = 0) -> dict[str, Any]:
     """`scores`, each as [value, 16th, 84th percentile of `BOOTSTRAP` resamplings of the spectra]."""
     rng = np.random.default_rng(seed)
     draws = []

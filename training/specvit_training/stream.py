@@ -1,4 +1,4 @@
-"""Endless training data: every batch is drawn anew, from its own seed, so that a resumed run sees what it would have."""
+"""Endless training data: every batch is drawn anew from its own seed, so that a resumed run sees what it would have."""
 
 from __future__ import annotations
 
@@ -69,9 +69,7 @@ class Stream(IterableDataset[Batch]):
         Where spectra are made.
     """
 
-    def __init__(
-        self, shares: tuple[Share, ...], batch: int, seed: int, start: int, device: torch.device
-    ) -> None:
+    def __init__(self, shares: tuple[Share, ...], batch: int, seed: int, start: int, device: torch.device) -> None:
         self.shares, self.batch, self.seed, self.start, self.device = shares, batch, seed, start, device
 
     def __iter__(self) -> Iterator[Batch]:
@@ -90,15 +88,11 @@ class Stream(IterableDataset[Batch]):
                 spectra = simulator.draw(int(rows[i]), TorchDraws((self.seed, number, i), self.device))
                 inputs.append(preparation(spectra.flux, masked_error(spectra)).network)
                 truth.append((spectra.labels - center) / sd)
-            yield Batch(
-                Normalised(*(torch.cat(columns) for columns in zip(*inputs, strict=True))), torch.cat(truth)
-            )
+            yield Batch(Normalised(*(torch.cat(columns) for columns in zip(*inputs, strict=True))), torch.cat(truth))
             number += stride
 
 
-def torch_simulator(
-    scenario: str, mag: tuple[float, float], device: torch.device
-) -> tuple[Simulator, Preparation]:
+def torch_simulator(scenario: str, mag: tuple[float, float], device: torch.device) -> tuple[Simulator, Preparation]:
     """Build the simulator and the preparation of one scenario on `device`."""
 
     def convert(array: object) -> Tensor:

@@ -144,7 +144,8 @@ class Layer(nn.Module):
         """(B, T, d) -> (B, T, d)."""
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
         x = x + self.dropout(self.proj(attention(q, k, v, self.heads)))
-        return x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
+        x = x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
+        return x
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -153,7 +154,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
     if torch.compiler.is_exporting():
         out: Tensor = torch.onnx.ops.attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0]
         return out
-    q, k, v = (y.unflatten(-1, (heads, -1)).transpose(1, 2) for y in (q, k, v))
+    q, k, v = (y.reshape(*y.shape[:2], heads, -1).transpose(1, 2) for y in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
 
 
@@ -205,9 +206,8 @@ class ViT(nn.Module):
         for layer in self.layers:
             tokens = layer(tokens)
         tokens = self.norm(tokens)
-        if self.config.pool == "cls+mean":
-            return torch.cat([tokens[:, 0], tokens[:, 1:].mean(1)], 1)
-        return tokens[:, 0]
+        pooled = [tokens[:, 0]] if self.config.pool == "cls" else [tokens[:, 0], tokens[:, 1:].mean(1)]
+        return torch.cat(pooled, 1)
 
     def forward(self, x: Normalised) -> Tensor:
         """Head outputs (B, outputs): labels in box units, then log spreads in box units."""
