@@ -36,6 +36,7 @@ OPTIONAL = {
     "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
     "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
 }
+DEMO_ROWS = 500
 OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")
 
 
@@ -48,26 +49,36 @@ class LazyCommand(click.Command):
         self.real: click.Command | None = None
 
     def load(self) -> click.Command:
-        """Import the command; a missing third-party module becomes the name of its extra."""
+        """Import the command."""
         if self.real is None:
             module, attribute = self.optional.target.split(":")
-            try:
+            with self.translated():
                 self.real = getattr(import_module(module), attribute)
-            except ModuleNotFoundError as error:
-                if (error.name or "").split(".")[0] in OWN_PACKAGES:
-                    raise  # our own mistake, not a missing extra
-                raise missing_extra(f"'specvit-deploy {self.name}'", self.optional.extra) from None
         assert isinstance(self.real, click.Command)
         return self.real
+
+    @contextmanager
+    def translated(self) -> Iterator[None]:
+        """Turn a missing third-party module into the name of its extra; a missing one of ours is our own mistake."""
+        try:
+            yield
+        except ModuleNotFoundError as error:
+            if (error.name or "").split(".")[0] in OWN_PACKAGES:
+                raise
+            raise missing_extra(f"'specvit-deploy {self.name}'", self.optional.extra) from None
 
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        """Parse with the real command."""
-        return self.load().make_context(info_name, args, parent, **extra)
+        """Parse with the real command; come back here to run it."""
+        context = self.load().make_context(info_name, args, parent, **extra)
+        context.command = self
+        return context
 
-    def invoke(self, ctx: click.Context) -> Any:  # noqa: D102
-        return self.load().invoke(ctx)
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the real command."""
+        with self.translated():
+            return self.load().invoke(ctx)
 
 
 class Group(click.Group):
@@ -172,8 +183,9 @@ def _write_demo(catalog: Path) -> Path:
 
     if catalog.exists():
         raise SpecVitError(f"{catalog} exists already; predict on it without --demo, or give another name")
-    write(catalog, n=500, scenario="survey", mag=(19.0, 22.5))
-    click.echo(f"wrote {catalog}: 500 simulated spectra, scenario survey, magnitude 19 to 22.5")
+    with progress("simulate", DEMO_ROWS) as (_, advance):
+        write(catalog, n=DEMO_ROWS, scenario="survey", mag=(19.0, 22.5), advance=advance)
+    click.echo(f"wrote {catalog}: {DEMO_ROWS} simulated spectra, scenario survey, magnitude 19 to 22.5")
     return catalog
 
 

@@ -16,7 +16,7 @@ from specvit_deploy.engines import load_engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats import Block, Catalog
 from specvit_deploy.quality import assess, median_snr
-from specvit_deploy.results import ResultWriter, assemble, provenance
+from specvit_deploy.results import ResultWriter, assemble, is_result, provenance
 
 BLOCK = 512
 """Rows read at a time."""
@@ -119,8 +119,8 @@ def predict(
     """
     estimator = Estimator.load(bundle, threads)
     with Catalog(catalog, estimator.bundle.grid) as source:
-        if output is not None and Path(output).resolve() == source.path.resolve():
-            raise SpecVitError(f"{output} is the catalogue itself; choose another output with -o")
+        if output is not None:
+            check_output(Path(output))
         start(len(source))
         tables = _tables(source, estimator, noise_level, seed, advance)
         if output is None:
@@ -141,6 +141,18 @@ def predict(
             for table in tables:
                 writer.write(table)
     return Path(output)
+
+
+def check_output(path: Path) -> None:
+    """Refuse to replace a file that is not a result of ours.
+
+    Raises
+    ------
+    SpecVitError
+        If `path` exists and is anything else than a result file.
+    """
+    if path.exists() and not is_result(path):
+        raise SpecVitError(f"{path} exists and is not a result file; choose another output with -o")
 
 
 def _tables(

@@ -76,7 +76,6 @@ def assemble(
     quality: NDArray[np.int32],
 ) -> NDArray[Any]:
     """Make the result table (structured array, N rows) from the outputs of the graph."""
-    identifier = _fixed_width(identifier)
     table = np.zeros(len(snr), [(column.name, column.dtype) for column in columns(identifier.dtype)])
     fatal = (quality & int(FATAL)) != 0
     table["id"] = identifier
@@ -91,12 +90,6 @@ def assemble(
     table["log_g_efficiency"] = table["log_g_crlb_prior"] / table["log_g_err"]
     table["snr_median"], table["quality"] = snr, quality
     return table
-
-
-def _fixed_width(identifier: NDArray[Any]) -> NDArray[Any]:
-    if identifier.dtype.kind == "O":
-        identifier = np.array([s if isinstance(s, bytes) else str(s).encode() for s in identifier], "S64")
-    return identifier
 
 
 class ResultWriter:
@@ -127,7 +120,8 @@ class ResultWriter:
         """Append a table."""
         if self.row == 0:
             for column in columns(table.dtype["id"]):
-                dataset = self.file.create_dataset(column.name, (self.n,), column.dtype)
+                dtype = h5py.string_dtype() if column.dtype == "|O" else column.dtype
+                dataset = self.file.create_dataset(column.name, (self.n,), dtype)
                 dataset.attrs.update({"unit": column.unit, "description": column.description})
         for name in table.dtype.names or ():
             self.file[name][self.row : self.row + len(table)] = table[name]
@@ -142,3 +136,11 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+
+
+def is_result(path: Path) -> bool:
+    """Whether a file was written by `ResultWriter`."""
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return "bundle_sha256" in file.attrs

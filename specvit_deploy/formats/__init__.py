@@ -123,8 +123,8 @@ class Catalog:
             )
         if data.flux.shape[1] != self.grid.n:
             raise SpecVitError(f"{path}: flux has {data.flux.shape[1]} pixels, wave {self.grid.n}; make them equal")
-        if data.id is not None and len(data.id) != len(data.flux):
-            raise SpecVitError(f"{path}: {len(data.id)} identifiers for {len(data.flux)} spectra; make them equal")
+        if data.id is not None and data.id.shape != data.flux.shape[:1]:
+            raise SpecVitError(f"{path}: id has shape {data.id.shape} for {len(data.flux)} spectra; give one per row")
 
     def read(self, start: int, stop: int) -> Block:
         """Read rows [start, stop)."""
