@@ -136,7 +136,9 @@ def test_the_same_spectra_in_any_layout_give_the_same_result(spectra: Arrays, tm
 
 
 def test_noise_is_added_on_request_and_missed_noise_is_warned_about(tmp_path: Path, recwarn: Any) -> None:
-    flux = sv.Emulator.load(Path(sv.__file__).parent / "data" / "emulator.npz").flux([[4800.0, 2.5, -0.5, 0.1, 0.0]] * 40)
+    flux = sv.Emulator.load(Path(sv.__file__).parent / "data" / "emulator.npz").flux(
+        [[4800.0, 2.5, -0.5, 0.1, 0.0]] * 40
+    )
     clean = write_plain(tmp_path / "clean.h5", flux, flux / 10)
     with pytest.warns(UserWarning, match="noise-free.*--noise-level"):
         sv.predict(clean)
@@ -193,6 +195,19 @@ def test_a_run_that_fails_midway_leaves_nothing(catalog: Path, tmp_path: Path, m
 def test_a_wrong_shape_is_refused(estimator: sv.Estimator) -> None:
     with pytest.raises(sv.SpecVitError, match="resample"):
         estimator(np.ones((2, 4000)), np.ones((2, 4000)))
+
+
+def test_intervals_cover_as_stated_by_snr_and_predicted_log_g(tmp_path: Path) -> None:
+    path = sv.simulate(tmp_path / "coverage.h5", n=4000, seed=77, mag=(19.0, 22.8), scenario="survey")
+    table = sv.predict(path)
+    with h5py.File(path) as file:
+        truth = read_params(file)["log_g"]
+    inside = (truth >= table["log_g_lo"]) & (truth <= table["log_g_hi"])
+    within = np.abs(truth - table["log_g"]) <= table["log_g_err"]
+    for column in ("snr_median", "log_g"):
+        for rows in np.array_split(np.argsort(table[column]), 4):
+            for covered in (inside[rows].mean(), within[rows].mean()):
+                assert abs(covered - 0.6827) < 3.3 * np.sqrt(0.6827 * 0.3173 / len(rows)), (column, covered)
 
 
 @pytest.mark.slow

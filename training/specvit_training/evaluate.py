@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from specvit_training.calibrate import Recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
 from specvit_training.fit import build_network
-from specvit_training.metrics import SNR_EDGES, paired_r2_difference, scores, with_intervals
+from specvit_training.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
 
 TEST_MAG = (20.5, 22.5)
 TEST_SEED = 20_261_124
@@ -155,8 +155,7 @@ def evaluate(
         advance(len(flux))
     y, s, c, cp = (np.concatenate(x).astype(np.float64) for x in (truth, snr, crlb, crlb_prior))
     tables = [{k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs]
-    bins = [(low, high, (s >= low) & (s < high)) for low, high in itertools.pairwise(SNR_EDGES)]
-    bins = [b for b in bins if b[2].sum() >= 50]
+    by_snr = _cells(s, SNR_EDGES)
     return {
         "version": __version__,
         "test_set": {
@@ -167,24 +166,45 @@ def evaluate(
         "limits": {
             "nuisances": recipe.scenario,
             "overall": _limits(c, cp),
-            "by_snr": [{**_bin(b), **_limits(c[b[2]], cp[b[2]])} for b in bins],
+            "by_snr": [{**cell, **_limits(c[rows], cp[rows])} for cell, rows in by_snr],
         },
         "models": [
             {
                 "name": model.name,
                 **model.facts,
-                "overall": with_intervals(y, t["log_g"]),
-                **_coverage(y, t),
-                "r2_minus_first": paired_r2_difference(y, t["log_g"], tables[0]["log_g"]),
-                "by_snr": [{**_bin(b), **scores(y[b[2]], t["log_g"][b[2]])} for b in bins],
+                "overall": with_intervals(y, table["log_g"]),
+                **_coverage(y, table),
+                "r2_minus_first": paired_r2_difference(y, table["log_g"], tables[0]["log_g"]),
+                "by_snr": _by_cell(y, table, by_snr),
+                "by_predicted_log_g": _by_cell(y, table, _cells(table["log_g"], LOG_G_EDGES)),
             }
-            for model, t in zip(models, tables, strict=True)
+            for model, table in zip(models, tables, strict=True)
         ],
     }
 
 
-def _bin(b: tuple[float, float, NDArray[np.bool_]]) -> dict[str, Any]:
-    return {"snr": [b[0], b[1] if np.isfinite(b[1]) else None], "n": int(b[2].sum())}
+Cells = list[tuple[dict[str, Any], NDArray[np.bool_]]]
+
+
+def _cells(values: NDArray[np.float64], edges: tuple[float, ...]) -> Cells:
+    """Bins of at least 50 spectra: what to call each, and its rows."""
+    cells = [((low, high), (values >= low) & (values < high)) for low, high in pairwise(edges)]
+    return [
+        ({"range": [v if np.isfinite(v) else None for v in (low, high)], "n": int(rows.sum())}, rows)
+        for (low, high), rows in cells
+        if rows.sum() >= 50
+    ]
+
+
+def _by_cell(truth: NDArray[np.float64], table: dict[str, NDArray[np.float64]], cells: Cells) -> list[dict[str, Any]]:
+    return [
+        {
+            **cell,
+            **scores(truth[rows], table["log_g"][rows]),
+            **_coverage(truth[rows], {name: column[rows] for name, column in table.items()}),
+        }
+        for cell, rows in cells
+    ]
 
 
 def _limits(crlb: NDArray[np.float64], crlb_prior: NDArray[np.float64]) -> dict[str, Any]:

@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 BOOTSTRAP = 1000
 SNR_EDGES = (0.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, np.inf)
 """Edges of the S/N bins (median S/N per pixel)."""
+LOG_G_EDGES = (-np.inf, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, np.inf)
+"""Edges of the bins in predicted log g, dex."""
 
 
 def scores(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> dict[str, float]:
