@@ -17,9 +17,11 @@ def whole_file(path: str | Path) -> Iterator[Path]:
     Raises
     ------
     SpecVitError
-        If the folder cannot be written.
+        If `path` is a folder or its folder cannot be written.
     """
     path = Path(path)
+    if path.is_dir():
+        raise SpecVitError(f"{path} is a folder; give a file name with -o")
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         temporary.touch()

@@ -10,6 +10,7 @@ import numpy as np
 
 from specvit_deploy import __version__
 from specvit_deploy.atomic import whole_file
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats.simulation import ERROR, FLUX, MASK, WAVE, ParamsTable
 from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABELS
@@ -55,6 +56,8 @@ def simulate(
     Path
         `path`. The column `snr` is the median of flux over error (the published datasets keep a 95th percentile there).
     """
+    if n < 1:
+        raise SpecVitError(f"cannot simulate {n} spectra; give a number of at least 1")
     simulator = Simulator(get_scenario(scenario), mag=mag)
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs.update(

@@ -19,6 +19,7 @@ from functools import cache
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -89,25 +90,20 @@ class Emulator:
             If the file is not an emulator of this format.
         """
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with Path(path).open("rb") as stream, np.load(stream, allow_pickle=False) as archive:
                 header = json.loads(str(archive["header"]))
                 arrays = {name: archive[name] for name in _ARRAYS}
-        except (OSError, ValueError, KeyError) as error:
+            version, grid = header["format"], WavelengthGrid(**header["grid"])
+            margin, meta = int(header["margin"]), header["meta"]
+        except (OSError, ValueError, KeyError, TypeError, EOFError, BadZipFile) as error:
             raise SpecVitError(
                 f"{path} is not an emulator ({error}); fit one with 'specvit-deploy emulator fit NODES.h5'"
             ) from None
-        if header.get("format") != FORMAT:
-            raise SpecVitError(
-                f"{path} has emulator format {header.get('format')}, this version reads {FORMAT}; refit it"
-            )
-        doubles = {name: a.astype(np.float64) for name, a in arrays.items() if name != "holdout"}
-        return cls(
-            grid=WavelengthGrid(**header["grid"]),
-            margin=header["margin"],
-            holdout=arrays["holdout"].astype(np.int64),
-            meta=header["meta"],
-            **doubles,
-        )
+        if version != FORMAT:
+            raise SpecVitError(f"{path} has emulator format {version}, this version reads {FORMAT}; refit it")
+        holdout = arrays.pop("holdout").astype(np.int64)
+        doubles = {name: array.astype(np.float64) for name, array in arrays.items()}
+        return cls(grid=grid, margin=margin, holdout=holdout, meta=meta, **doubles)
 
     def save(self, path: str | Path) -> None:
         """Write to `path` (.npz, arrays in float32, no pickle), whole or not at all."""
@@ -172,7 +168,7 @@ class Emulator:
         labels : (N, 5) array
             K, dex.
         velocity : (N,) array, optional
-            Radial velocity in km/s, positive away from us; at most what the margin allows (about 240 km/s).
+            Radial velocity in km/s, positive away from us; at most what the margin allows (200 km/s either way).
 
         Returns
         -------
@@ -216,8 +212,10 @@ class Emulator:
         Raises
         ------
         SpecVitError
-            If a velocity needs pixels beyond the margin.
+            If a velocity is not finite or needs pixels beyond the margin.
         """
+        if not np.isfinite(velocity).all():
+            raise SpecVitError("a velocity is not finite; give km/s, 0 for a spectrum at rest")
         rest = self.grid.wave / (1.0 + velocity[:, None] / C_KM_S)
         position = (rest - self.grid.start) / self.grid.step + self.margin
         left = np.floor(position).astype(np.int64)

@@ -58,6 +58,12 @@ class Located:
     id: NDArray[Any] | h5py.Dataset | None
 
 
+def dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
+    """The dataset at `path`, or None if there is no dataset of that name."""
+    found = file.get(path)
+    return found if isinstance(found, h5py.Dataset) else None
+
+
 class Catalog:
     """An open catalogue on the instrument grid; use as a context manager.
 
@@ -108,8 +114,10 @@ class Catalog:
             raise SpecVitError(f"{path} has no errors; add a dataset 'error' (1 sigma) or 'ivar' in the shape of flux")
         if data.flux.ndim != 2 or len(data.flux) == 0:
             raise SpecVitError(f"{path}: flux has shape {data.flux.shape}; it must be (N, {self.grid.n}) with N > 0")
-        for name in ("error", "ivar", "mask"):
+        for name in ("flux", "error", "ivar", "mask"):
             array = getattr(data, name)
+            if array is not None and array.dtype.kind not in "fiub":
+                raise SpecVitError(f"{path}: {name} holds {array.dtype}, not numbers; store it as float32")
             if array is not None and array.shape != data.flux.shape:
                 raise SpecVitError(f"{path}: {name} has shape {array.shape}, flux {data.flux.shape}; make them equal")
         if not self.grid.matches(data.wave):
@@ -154,13 +162,10 @@ class Catalog:
 
 def _rescale(flux: NDArray[np.float64], error: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bring double-precision rows near one by a power of two, exactly, so that float32 can hold any flux unit."""
-    size = np.where(np.isfinite(error) & (error > 0), error, np.nan)
-    with np.errstate(all="ignore"):
-        exponent = np.nan_to_num(
-            np.frexp(np.nanmax(np.where(np.isnan(size).all(1, keepdims=True), 1.0, size), axis=1))[1]
-        )
-    factor = -exponent.astype(np.int64)[:, None]
-    return np.ldexp(flux, factor), np.ldexp(error, factor)
+    size = np.where(np.isfinite(error) & (error > 0), error, np.nan).astype(np.float64)
+    size[np.isnan(size).all(axis=1)] = 1.0
+    factor = -np.frexp(np.nanmedian(size, axis=1))[1].astype(np.int64)[:, None]
+    return np.ldexp(flux, factor), np.ldexp(error.astype(np.float64), factor)
 
 
 def _open(path: Path) -> h5py.File:
@@ -173,9 +178,11 @@ def _open(path: Path) -> h5py.File:
     try:
         return h5py.File(path, "r")
     except OSError as error:
-        reason = "it is truncated: copy it again" if "truncated" in str(error) else f"{error}"
-        if "lock" in str(error):
-            reason += "; on a network file system set HDF5_USE_FILE_LOCKING=FALSE"
+        reason = f"{error}: copy it again"
+        if "truncated" in str(error):
+            reason = "it is truncated: copy it again"
+        elif "unable to lock" in str(error):
+            reason = "it is locked: on a network file system set HDF5_USE_FILE_LOCKING=FALSE"
         raise SpecVitError(f"{path} cannot be opened; {reason}") from None
 
 

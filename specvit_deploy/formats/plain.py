@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import h5py
 
-from specvit_deploy.formats import Located
+from specvit_deploy.formats import Located, dataset
 
 
 class PlainLayout:
@@ -14,15 +14,15 @@ class PlainLayout:
 
     def detect(self, file: h5py.File) -> bool:
         """A top-level `wave` and `flux`."""
-        return isinstance(file.get("wave"), h5py.Dataset) and isinstance(file.get("flux"), h5py.Dataset)
+        return dataset(file, "wave") is not None and dataset(file, "flux") is not None
 
     def locate(self, file: h5py.File) -> Located:
         """Everything lies at the top."""
         return Located(
             wave=file["wave"][()],
             flux=file["flux"],
-            error=file.get("error"),
-            ivar=file.get("ivar"),
-            mask=file.get("mask"),
-            id=file.get("id"),
+            error=dataset(file, "error"),
+            ivar=dataset(file, "ivar"),
+            mask=dataset(file, "mask"),
+            id=dataset(file, "id"),
         )

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.formats import Located
+from specvit_deploy.formats import Located, dataset
 
 FLUX, ERROR, MASK = (f"dataset/arrays/{name}/value" for name in ("flux", "error", "mask"))
 WAVE = "spectrumdataset/wave"
@@ -31,14 +31,14 @@ class SimulationLayout:
 
     def detect(self, file: h5py.File) -> bool:
         """The flux array of the dataset group."""
-        return isinstance(file.get(FLUX), h5py.Dataset) and isinstance(file.get(WAVE), h5py.Dataset)
+        return dataset(file, FLUX) is not None and dataset(file, WAVE) is not None
 
     def locate(self, file: h5py.File) -> Located:
         """Arrays by their paths; the identifier from the frame if it has one."""
         identifier = None
-        if isinstance(file.get(TABLE), h5py.Dataset):
+        if dataset(file, TABLE) is not None:
             identifier = read_params(file).get("id")
-        return Located(file[WAVE][()], file[FLUX], file.get(ERROR), None, file.get(MASK), identifier)
+        return Located(file[WAVE][()], file[FLUX], dataset(file, ERROR), None, dataset(file, MASK), identifier)
 
 
 def read_params(file: h5py.File) -> dict[str, NDArray[Any]]:
