@@ -26,8 +26,10 @@ SNR_NODES = tuple(math.log10(v) for v in (1.5, 2.2, 3.2, 4.7, 7.0, 10.5, 16.0, 3
 """Nodes of the calibration table in log10 S/N."""
 LOG_G_NODES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 """Nodes of the calibration table in predicted log g."""
-PIVOT_GUARD = 3e-5
+PIVOT_GUARD = 1e-4
 """A label whose information given all others falls below this share of its own is not identifiable in float32."""
+HOPELESS = 50.0
+"""A bound beyond this many standard deviations of the label box is rounding, not information: infinite."""
 LOG_SPREAD = (-7.0, 3.0)
 """Range of the network's log spread, box units."""
 LATENT = 16
@@ -216,6 +218,7 @@ class Limits(nn.Module):
         known = torch.tensor([1.0] * nuisances + [0.0] * 6, device=gram.device)
         sd = self.label_sd[LOG_G]
         pivot, _, identifiable = eliminate(gram + torch.diag(known))
+        identifiable = identifiable & (pivot > 1.0 / HOPELESS**2)
         crlb = torch.where(identifiable, sd * pivot.rsqrt(), torch.inf)
         known = torch.tensor([1.0] * (nuisances + 5) + [0.0], device=gram.device)
         pivot, chi2, _ = eliminate(gram + torch.diag(known))
