@@ -25,6 +25,9 @@ from specvit_training.gls_mlp import GlsMlp
 from specvit_training.stream import Batch, Share, Stream, loader
 from specvit_training.vit import CONFIGS, Normalised, ViT, parameter_count
 
+SAVE_EVERY_S = 300.0
+"""Seconds between checkpoints."""
+
 
 @dataclass(frozen=True)
 class TrainConfig:
@@ -189,7 +192,7 @@ def train(
                 file.write(json.dumps(record) + "\n")
             log(json.dumps(record))
             losses, logged = [], time.monotonic()
-        if now - saved > 300:
+        if now - saved > SAVE_EVERY_S:
             _save(path, config, network, average, optimizer, step, now - begun)
             saved = now
     record = validate(average.module, validation)
