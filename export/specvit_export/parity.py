@@ -119,7 +119,7 @@ def compare(key: str, value: NDArray[Any], reference: NDArray[Any], where: str) 
         if not same.all():
             raise SpecVitError(f"parity failed ({where}): n_good differs; the graph masks other pixels than torch")
         return 0.0
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", divide="ignore"):
         difference = np.where(same, 0.0, np.abs(value.astype(np.float64) - reference))
         if key in ("labels", "label_sigma"):
             scale = np.abs(reference) + 1.0

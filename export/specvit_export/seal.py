@@ -87,7 +87,7 @@ def export_bundle(
         largest = parity["largest"]
         log(f"           largest |d log_g| {largest['labels']:.1e} dex, relative CRLB {largest['log_g_crlb']:.1e}")
         log("seal       weights, metrics, hashes")
-        save_file({k: v.contiguous() for k, v in estimator.vit.state_dict().items()}, temporary / WEIGHTS)
+        save_file(own_tensors(estimator), temporary / WEIGHTS)
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": output.name,
@@ -129,3 +129,9 @@ def export_bundle(
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     return output
+
+
+def own_tensors(estimator: Estimator) -> dict[str, torch.Tensor]:
+    """What training and calibration made: the state of the estimator without its emulator, which has its own file."""
+    state = estimator.state_dict()
+    return {k: v.contiguous() for k, v in state.items() if not k.startswith("limits.emulator.")}
