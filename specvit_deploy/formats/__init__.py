@@ -169,6 +169,8 @@ def _rescale(flux: NDArray[np.float64], error: NDArray[np.float64]) -> tuple[NDA
 
 
 def _open(path: Path) -> h5py.File:
+    if path.is_dir():
+        raise SpecVitError(f"{path} is a folder; give the path of one catalogue")
     if not path.is_file():
         raise SpecVitError(
             f"{path} does not exist; give the path of a catalogue, or try 'specvit-deploy predict --demo'"
