@@ -12,7 +12,7 @@ from typing import Any
 
 import onnx
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save
 from specvit_training.calibrate import calibrate, calibration_recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import LOG_G_NODES, SNR_NODES, Estimator
@@ -87,7 +87,7 @@ def export_bundle(
         largest = parity["largest"]
         log(f"           largest |d log_g| {largest['labels']:.1e} dex, relative CRLB {largest['log_g_crlb']:.1e}")
         log("seal       weights, metrics, hashes")
-        save_file(own_tensors(estimator), temporary / WEIGHTS)
+        (temporary / WEIGHTS).write_bytes(save(own_tensors(estimator)))
         manifest: dict[str, Any] = {
             "format": FORMAT,
             "name": output.name,
