@@ -21,11 +21,8 @@ def save_checkpoint(path: Path, tensors: dict[str, Tensor], header: dict[str, An
     """Write tensors and a JSON header, whole or not at all."""
     header = {"format": FORMAT, "version": __version__, **header}
     with whole_file(path) as temporary:
-        save_file(
-            {k: v.detach().cpu().contiguous() for k, v in tensors.items()},
-            temporary,
-            {"header": json.dumps(header)},
-        )
+        plain = {k: v.detach().cpu().contiguous() for k, v in tensors.items()}
+        temporary.write_bytes(save(plain, {"header": json.dumps(header)}))  # the usual permissions, unlike save_file
 
 
 def load_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
