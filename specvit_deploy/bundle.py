@@ -16,6 +16,8 @@ from specvit_deploy.quality import Domain
 FORMAT = 1
 MANIFEST = "bundle.json"
 DEFAULT = "pfs-mr"
+REQUIRED = ("name", "graphs", "files", "grid", "labels", "scenario", "domain")
+"""What a manifest must hold for prediction."""
 
 
 @dataclass(frozen=True)
@@ -101,19 +103,19 @@ def load_bundle(bundle: str | Path = DEFAULT) -> Bundle:
         raise SpecVitError(
             f"no bundle at {bundle} ({error}); embedded ones: {known}, or make one with 'specvit-deploy export'"
         ) from None
-    if manifest.get("format") != FORMAT:
-        raise SpecVitError(
-            f"bundle {path} has format {manifest.get('format')}, this version reads {FORMAT}; export it again"
-        )
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT or not set(REQUIRED) <= set(manifest):
+        raise SpecVitError(f"bundle {path} has format {found}, this version reads {FORMAT} whole; export it again")
+    listed, present = set(manifest["files"]), {f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()}
+    if listed != present - {MANIFEST}:
+        odd = ", ".join(sorted(listed ^ (present - {MANIFEST})))
+        raise SpecVitError(f"bundle {path}: {odd} is missing or not covered by a hash; copy the bundle again")
     for name, expected in manifest["files"].items():
-        file = path / name
-        if Path(name).is_absolute() or ".." in Path(name).parts or not file.is_file():
-            raise SpecVitError(f"bundle {path}: {name} is missing; copy the bundle again")
-        if file_sha256(file) != expected:
+        if file_sha256(path / name) != expected:
             raise SpecVitError(f"bundle {path}: {name} does not match its hash; copy the bundle again")
-    listed = {graph["file"] for graph in manifest["graphs"].values()}
-    if not listed <= set(manifest["files"]):
-        raise SpecVitError(f"bundle {path}: a graph is not covered by a hash; export it again")
+    for form, graph in manifest["graphs"].items():
+        if manifest["files"].get(graph["file"]) != graph["sha256"]:
+            raise SpecVitError(f"bundle {path}: the {form} graph is not covered by a hash; export it again")
     return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
 
 

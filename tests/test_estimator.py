@@ -273,3 +273,32 @@ def test_calibrated_intervals_cover_what_they_say_on_fresh_draws(skewed: bool) -
         tolerance = 3 * np.sqrt(0.6827 * 0.3173 * (1 / n + 1 / 15_000)) + 0.005  # both samples, and interpolation
         assert abs(float(((z >= -below) & (z <= above))[cell].float().mean()) - 0.6827) < tolerance
         assert abs(float((z.abs() <= err)[cell].float().mean()) - 0.6827) < tolerance
+
+
+def test_a_constant_table_is_that_constant_everywhere() -> None:
+    calibration = Calibration()
+    calibration.table.copy_(torch.tensor([0.7, 1.3, 2.0])[:, None, None].expand_as(calibration.table))
+    g = torch.Generator().manual_seed(2)
+    snr, log_g = 4 * torch.rand(200, generator=g) - 1, 8 * torch.rand(200, generator=g) - 1  # and beyond the ends
+    torch.testing.assert_close(calibration(snr, log_g), torch.tensor([[0.7, 1.3, 2.0]]).expand(200, 3))
+
+
+@pytest.mark.parametrize("k", [0.6, 1.0, 2.5])
+def test_a_gaussian_that_is_k_times_too_wide_gives_factors_of_k(k: float) -> None:
+    rng = np.random.default_rng(8)
+    n = 60_000
+    snr, log_g, z = rng.uniform(0.3, 1.6, n), rng.uniform(1, 5, n), k * rng.standard_normal(n)
+    table = calibration_table(*(torch.tensor(x, dtype=torch.float32) for x in (snr, log_g, z)))
+    a, b = (
+        hat_weights(torch.tensor(snr), torch.tensor(SNR_NODES)),
+        hat_weights(torch.tensor(log_g), torch.tensor(LOG_G_NODES)),
+    )
+    weight = torch.einsum("ni,nj->ijn", a[:, 1:-2], b[:, 1:-1])  # nodes with spectra on both sides
+    weight = (weight / weight.sum(2, keepdim=True)).numpy()
+    p, density = 0.15865525, np.exp(-0.5) / np.sqrt(2 * np.pi)
+    one_sided = np.sqrt(p * (1 - p)) / density  # standard error of a quantile of one spectrum, over k
+    two_sided = np.sqrt(2 * p * (1 - 2 * p)) / (2 * density)
+    for factors, error in zip(table[:, 1:-2, 1:-1].numpy(), (two_sided, one_sided, one_sided), strict=True):
+        off = factors / k - 1
+        assert (abs(off) < 4 * error * np.sqrt((weight**2).sum(2))).all()  # the worst of 42 nodes
+        assert abs(off.mean()) < 3 * error * np.sqrt((weight.mean((0, 1)) ** 2).sum())

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -33,9 +34,18 @@ TRAINING = Path(__file__).parents[1] / "training" / "configs"
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def checkpoint(quick_validation: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     config = replace(fit.read_config(TRAINING / "testing.toml"), steps=30)
     return fit.train(config, tmp_path_factory.mktemp("run"), log=lambda _: None)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def quick_validation() -> Iterator[None]:
+    """Two thousand spectra per scenario and run would be a good part of the time of these tests."""
+    real = fit.validation_sets
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "validation_sets", lambda device, n=100: real(device, n))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +126,9 @@ def test_any_changed_byte_is_noticed(name: str, bundle: Path, tmp_path: Path) ->
     [
         ({"format": 99}, "format 99"),
         ({"files": {}}, "not covered by a hash"),
-        ({"files": {"../secret": "00"}}, "missing"),
+        ({"files": {"../secret": "00"}}, "missing or not covered"),
+        ({"graphs": {"fp32": {"file": "graphs/fp32.onnx", "sha256": "00"}}}, "not covered by a hash"),
+        ({"graphs": {"fp32": {"file": "/etc/hostname", "sha256": "00"}}}, "not covered by a hash"),
     ],
 )
 def test_an_unfit_manifest_is_refused(change: dict[str, Any], message: str, bundle: Path, tmp_path: Path) -> None:
@@ -126,6 +138,15 @@ def test_an_unfit_manifest_is_refused(change: dict[str, Any], message: str, bund
     (copy / "bundle.json").write_text(json.dumps(manifest))
     with pytest.raises(sv.SpecVitError, match=message):
         sv.load_bundle(copy)
+
+
+def test_a_manifest_that_is_none_is_refused(bundle: Path, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(bundle, tmp_path / "copy"))
+    whole = json.loads((copy / "bundle.json").read_text())
+    for manifest in ([], "text", {"format": 1}, {k: v for k, v in whole.items() if k != "files"}):
+        (copy / "bundle.json").write_text(json.dumps(manifest))
+        with pytest.raises(sv.SpecVitError, match="export it again"):
+            sv.load_bundle(copy)
 
 
 def test_a_missing_bundle_names_the_embedded_ones(tmp_path: Path) -> None:
@@ -215,3 +236,34 @@ def test_a_graph_that_is_none_is_refused(tmp_path: Path) -> None:
     path.write_bytes(b"nonsense")
     with pytest.raises(sv.SpecVitError, match="cannot load"):
         OnnxRuntimeEngine(path, threads=1, batch=16)
+
+
+def test_attention_takes_three_dimensional_inputs(bundle: Path) -> None:
+    model = onnx.shape_inference.infer_shapes(onnx.load(bundle / "graphs" / "fp32.onnx"))
+    rank = {v.name: len(v.type.tensor_type.shape.dim) for v in model.graph.value_info}
+    (attention,) = (node for node in model.graph.node if node.op_type == "Attention")
+    assert [rank[name] for name in attention.input if name] == [3, 3, 3]
+
+
+def test_a_changed_weight_of_the_graph_breaks_parity(bundle: Path, tmp_path: Path) -> None:
+    made = Estimator(CONFIGS["testing"], default_emulator(), default_noise_model(), SURVEY).eval()
+    made.load_state_dict(load_file(bundle / "weights.safetensors"), strict=False)
+    model = onnx.load(bundle / "graphs" / "fp32.onnx")
+    (bias,) = (t for t in model.graph.initializer if t.name.endswith("head.bias"))
+    values = onnx.numpy_helper.to_array(bias).copy()
+    values[1] += 1e-3
+    bias.CopyFrom(onnx.numpy_helper.from_array(values, bias.name))
+    onnx.save(model, tmp_path / "changed.onnx")
+    with pytest.raises(sv.SpecVitError, match="parity failed"):
+        check_parity(made, tmp_path / "changed.onnx", "survey")
+
+
+def test_a_row_does_not_see_what_else_is_in_its_batch(bundle: Path) -> None:
+    engine = OnnxRuntimeEngine(bundle / "graphs" / "fp32.onnx", threads=1, batch=16)
+    flux, error = (x[:16].copy() for x in parity_cases("survey")["ordinary"])
+    reference = engine.run(flux, error)
+    flux[3], flux[8], error[5] = np.nan, 1e6, 0.0
+    got, kept = engine.run(flux, error), [i for i in range(16) if i not in (3, 5, 8)]
+    assert np.isnan(got["labels"][[3, 5]]).all()
+    for name in OUTPUTS:
+        np.testing.assert_array_equal(got[name][kept], reference[name][kept])

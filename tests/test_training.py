@@ -37,6 +37,13 @@ def silent(_: str) -> None:
     """Log nowhere."""
 
 
+@pytest.fixture(autouse=True)
+def quick_validation(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two thousand spectra per scenario and run would be most of the time of these tests."""
+    real = fit.validation_sets
+    monkeypatch.setattr(fit, "validation_sets", lambda device, n=100: real(device, n))
+
+
 # ---- configuration, loss, schedule
 
 
@@ -54,6 +61,10 @@ def test_every_shipped_configuration_names_a_model_that_can_be_built(path: Path)
         ({"model": "resnet"}, "choose one of"),
         ({"lrr": 1.0}, "unknown training option lrr"),
         ({"shares": [{}]}, "training/configs"),
+        ({"model": "p16_h256_L6_logg"}, "choose one of"),
+        ({"warmup": 0}, "at least 1"),
+        ({"steps": 0}, "at least 1"),
+        ({"label_weights": [1.0, 1.0]}, "five numbers"),
     ],
 )
 def test_a_wrong_configuration_is_refused(change: dict[str, Any], message: str) -> None:
@@ -122,7 +133,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, monk
     assert header_a["step"] == header_b["step"] == 12
     assert a.keys() == b.keys()
     for name, tensor in a.items():
-        torch.testing.assert_close(tensor, b[name], rtol=1e-5, atol=1e-7, msg=name)
+        assert torch.equal(tensor, b[name]), name
 
 
 def fit_few(sets: dict[str, Batch]) -> dict[str, Batch]:
@@ -262,3 +273,19 @@ def test_models_are_evaluated_on_the_same_spectra_beside_their_limits(tmp_path: 
     limits = report["limits"]["overall"]
     assert limits["crlb_median"] > limits["crlb_prior_median"] > 0
     assert 0 <= limits["crlb_infinite_share"] < 0.2
+
+
+def test_a_checkpoint_is_plain_safetensors(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.safetensors"
+    save_checkpoint(path, {"a": torch.zeros(3), "b": torch.ones(2, 2)}, {"step": 1})
+    raw = path.read_bytes()
+    size = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + size])
+    end = max(entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__")
+    assert len(raw) == 8 + size + end  # nothing but the header and the numbers
+    assert not raw.startswith((b"\x80", b"PK"))
+
+
+def test_a_missing_configuration_says_where_others_are(tmp_path: Path) -> None:
+    with pytest.raises(sv.SpecVitError, match="training/configs"):
+        fit.read_config(tmp_path / "none.toml")

@@ -103,3 +103,12 @@ def test_the_network_listens_to_scenario_and_snr(statistic: tuple[Tensor, Tensor
     x = batch(2)
     assert not torch.equal(net(x), net(x._replace(scenario=1 - x.scenario)))
     assert not torch.equal(net(x), net(x._replace(log_snr=x.log_snr + 0.5)))
+
+
+def test_dropout_is_random_in_training_and_absent_in_use(statistic: tuple[Tensor, Tensor]) -> None:
+    net = ViT(CONFIGS["p16_h256_L6"], *statistic)
+    x = batch(2)
+    torch.manual_seed(0)
+    assert not torch.equal(net.train()(x), net(x))
+    net.eval()
+    assert torch.equal(net(x), net(x))

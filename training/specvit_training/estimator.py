@@ -362,7 +362,8 @@ def sufficient_statistic(emulator: Emulator, noise: NoiseModel) -> tuple[Array, 
     covariance = np.cov(c.T)
     fisher = (basis / error**2) @ basis.T
     rows = np.linalg.solve(np.linalg.cholesky(fisher + np.linalg.inv(covariance)), basis / error)
-    signal = np.einsum("kn,ln,lm->km", rows, basis / error, covariance) @ (rows @ (basis / error).T).T
+    projected = rows @ (basis / error).T
+    signal = projected @ covariance @ projected.T
     return mean, error, rows / (1.0 + np.diag(signal))[:, None] ** 0.25
 
 

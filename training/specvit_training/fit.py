@@ -81,8 +81,8 @@ def read_config(path: Path) -> TrainConfig:
         For a missing file, an unknown key or an unknown model.
     """
     try:
-        table = tomllib.loads(path.read_text())
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
         raise SpecVitError(f"cannot read the training configuration {path} ({error}); see training/configs") from None
     return config_from_dict(table)
 
@@ -98,8 +98,11 @@ def config_from_dict(table: dict[str, Any]) -> TrainConfig:
         config = TrainConfig(shares=shares, **rest)
     except (KeyError, TypeError) as error:
         raise SpecVitError(f"incomplete training configuration ({error}); see training/configs") from None
-    if config.model not in (*CONFIGS, "gls-mlp"):
-        raise SpecVitError(f"no model '{config.model}'; choose one of {', '.join((*CONFIGS, 'gls-mlp'))}")
+    models = [*(name for name, shape in CONFIGS.items() if shape.outputs == 10), "gls-mlp"]
+    if config.model not in models:
+        raise SpecVitError(f"no model '{config.model}' to train; choose one of {', '.join(models)}")
+    if min(config.steps, config.warmup, config.batch) < 1 or len(config.label_weights) != 5:
+        raise SpecVitError("steps, warmup, batch must be at least 1, label_weights five numbers; see training/configs")
     return config
 
 
