@@ -71,6 +71,9 @@ def oracle(scenario: Scenario, labels: Any, flux: Tensor, error: Tensor) -> np.n
     model, jacobian, dv = emulator.flux(labels), emulator.jacobian(labels), emulator.dflux_dv(labels)
     tilt, out = np.linspace(-1, 1, f.shape[1]), []
     for i in range(len(f)):
+        power = (w[i] * model[i] ** 2).sum()
+        amplitude = (w[i] * model[i] * f[i]).sum() / power
+        f[i], w[i] = f[i] / amplitude, w[i] * amplitude**2
         rows = [row * sd for row, sd in zip(jacobian[i], LABEL_BOX.sd, strict=True)]
         known = [0.0] * 5
         if scenario.amplitude_free:
@@ -172,6 +175,15 @@ def test_limits_are_those_of_dense_algebra_in_double_precision(scenario: Scenari
     np.testing.assert_allclose(crlb_prior, expected[:, 1], rtol=1e-3)
     np.testing.assert_allclose(chi2, expected[:, 2], rtol=1e-3)
     assert (expected[~finite, 0] > 50 * expected[~finite, 1]).all()  # what is called infinite is hopeless
+
+
+def test_the_study_bound_is_that_of_the_simulator_s_own_units() -> None:
+    """Amplitude known: the simulator's flux has the emulator's unit, so its errors enter as they are."""
+    labels, flux, error = draw(STUDY, (18.0, 21.0), 64)
+    got = bounds(STUDY, labels, flux, error)[0].numpy()
+    jacobian = default_emulator().jacobian(labels) / error.numpy()[:, None]
+    expected = np.sqrt(np.linalg.inv(jacobian @ jacobian.transpose(0, 2, 1))[:, 1, 1])
+    np.testing.assert_allclose(got, expected, rtol=0.01)
 
 
 def test_information_scales_with_snr_squared() -> None:

@@ -179,11 +179,11 @@ class TorchEmulator(nn.Module):
 class Limits(nn.Module):
     """Fisher information at given labels: CRLB of log g and chi2.
 
-    F = D W D^T with the rows of D scaled to prior standard deviations. Amplitude, where the scenario frees it, is
-    projected out of every row first (flat prior, and the one large cancellation); slope and velocity follow where
-    the scenario has them, then the labels, log g last. Elimination in this order leaves the Schur complement of
-    log g, 1 / CRLB^2, as the last pivot; appending the residual as one more row leaves the chi2 of the best linear
-    fit behind it. float32 throughout.
+    The flux is first scaled to the model's amplitude. F = D W D^T with the rows of D scaled to prior standard
+    deviations. Amplitude, where the scenario frees it, is projected out of every row first (flat prior, and the one
+    large cancellation); slope and velocity follow where the scenario has them, then the labels, log g last.
+    Elimination in this order leaves the Schur complement of log g, 1 / CRLB^2, as the last pivot; appending the
+    residual as one more row leaves the chi2 of the best linear fit behind it. float32 throughout.
     """
 
     tilt: Tensor
@@ -199,6 +199,11 @@ class Limits(nn.Module):
     def forward(self, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """CRLB, CRLB with label prior (dex) and residual chi2, each (B,); inputs (B, 5), (B, n), (B, n)."""
         model, jacobian, velocity = self.emulator(labels)
+        # the amplitude so far is that against the mean template; here the model of this very star is at hand
+        weighted = inverse_variance * model
+        amplitude = (weighted * flux).sum(1, keepdim=True) / (weighted * model).sum(1, keepdim=True).clamp(min=1e-30)
+        amplitude = amplitude.clamp(0.2, 5.0)
+        flux, inverse_variance = flux / amplitude, inverse_variance * amplitude.square()
         jacobian = jacobian * self.label_sd[:, None]
         rows = []
         if self.scenario.slope_sd > 0:
@@ -341,8 +346,8 @@ class Estimator(nn.Module):
 
 
 def design_rank(scenario: Scenario) -> int:
-    """Free parameters of the linear fit whose chi2 is reported."""
-    return 5 + scenario.amplitude_free + (scenario.slope_sd > 0) + (scenario.velocity_sd > 0)
+    """Free parameters of the fit whose chi2 is reported: labels, amplitude, and what else the scenario leaves open."""
+    return 6 + (scenario.slope_sd > 0) + (scenario.velocity_sd > 0)
 
 
 def sufficient_statistic(emulator: Emulator, noise: NoiseModel) -> tuple[Array, Array, Array]:
