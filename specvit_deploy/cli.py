@@ -142,10 +142,11 @@ def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[in
     "--noise-level",
     default=0.0,
     show_default=True,
+    type=click.FloatRange(min=0),
     help="Add noise of this many times the errors (for clean flux).",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of that noise.")
-@click.option("--threads", default=1, show_default=True, help="Threads of the engine.")
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
 def predict(
     catalog: Path | None,
     output: Path | None,

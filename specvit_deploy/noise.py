@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.grid import PFS_MR
 
 SIGNAL_ELECTRONS = 380.5
@@ -79,12 +80,17 @@ def build_noise_model(path: str | Path) -> NoiseModel:
     path : path
         HDF5 with groups `mag_*` holding `signal` (electrons of a flat AB spectrum), `sky` and
         `background_variance` (electrons^2), per 900 s exposure, on the instrument grid.
+
+    Raises
+    ------
+    SpecVitError
+        If the file is on another grid.
     """
     with h5py.File(path, "r") as file:
         group = file[f"mag_{REFERENCE_MAG}"]
         signal, sky, variance = (group[k][:].astype(np.float64) for k in ("signal", "sky", "background_variance"))
         if not PFS_MR.matches(file["wave"][:]):
-            raise ValueError(f"{path} is not on the instrument grid")
+            raise SpecVitError(f"{path} is on another grid; compute it on {PFS_MR.describe()}")
     scale = BACKGROUND_SCALE * BACKGROUND_ELECTRONS / np.median(variance)
     variance, sky = scale * variance, scale * sky
     fixed = np.full_like(variance, 0.9 * (variance - sky).min())

@@ -117,6 +117,8 @@ def predict(
     SpecVitError
         If catalogue, bundle, engine or output cannot be used.
     """
+    if not noise_level >= 0:
+        raise SpecVitError(f"noise level {noise_level} is impossible; give 0 for none, 1 for the errors as they are")
     estimator = Estimator.load(bundle, threads)
     with Catalog(catalog, estimator.bundle.grid) as source:
         if output is not None:

@@ -150,6 +150,12 @@ def test_noise_is_added_on_request_and_missed_noise_is_warned_about(tmp_path: Pa
     assert 0.1 < one["log_g"].std() / one["log_g_crlb_prior"].mean() < 1.5
 
 
+@pytest.mark.parametrize("level", [-1.0, float("nan")])
+def test_an_impossible_noise_level_is_refused(level: float, catalog: Path) -> None:
+    with pytest.raises(sv.SpecVitError, match="noise level"):
+        sv.predict(catalog, noise_level=level)
+
+
 @pytest.mark.parametrize("kind", ["missing", "text", "truncated", "no errors", "foreign grid", "nm"])
 def test_a_bad_file_is_one_clear_line_and_exit_code_2(kind: str, spectra: Arrays, tmp_path: Path) -> None:
     path, flux, error = tmp_path / "bad.h5", spectra[0][:3], spectra[1][:3]

@@ -10,17 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import SHARED
 from scipy.stats import kstest
 
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LOG_G
-from specvit_deploy.noise import snr_law
+from specvit_deploy.noise import build_noise_model, default_noise_model, snr_law
 from specvit_deploy.quality import median_snr
 from specvit_deploy.scenario import STUDY, SURVEY
 from specvit_deploy.simulator import RUN, NumpyDraws, Simulator, Spectra
 
 Array = np.ndarray[Any, Any]
+NOISE = SHARED / "mr_noise.h5"
 SNR_OF_MAG = {18.0: 87.4, 20.0: 24.0, 21.5: 7.1, 22.0: 4.6, 22.5: 3.0, 23.0: 1.9}
 """Reference median S/N per pixel."""
 
@@ -176,6 +178,14 @@ def test_survey_nuisances_have_their_spread() -> None:
     assert abs(spectra.velocity.std() / 10 - 1) < 4 / np.sqrt(2 * n)
     assert abs(spectra.slope.std() / 0.03 - 1) < 4 / np.sqrt(2 * n)
     assert np.abs(spectra.velocity).max() <= 40
+
+
+@pytest.mark.skipif(not NOISE.exists(), reason="the exposure-time calculation is not at hand")
+def test_the_shipped_noise_comes_from_the_exposure_time_calculation() -> None:
+    built, shipped = build_noise_model(NOISE), default_noise_model()
+    for name in ("response", "fixed", "continuum", "lines"):
+        np.testing.assert_allclose(getattr(built, name), getattr(shipped, name), rtol=1e-5, atol=1e-3)
+    assert min(getattr(built, name).min() for name in ("response", "fixed", "continuum")) > 0
 
 
 # The leak test: does an error vector tell anything about log g that flux and conditions do not?

@@ -155,6 +155,13 @@ def test_training_learns_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert fit.validate(network, judges)["r2_study"] > 0.3
 
 
+def test_a_restarted_run_has_a_log_of_its_own(tmp_path: Path) -> None:
+    short = replace(TESTING, steps=2)
+    for _ in range(2):
+        fit.train(short, tmp_path, resume=False, log=silent, log_every_s=0.0)
+    assert [json.loads(line)["step"] for line in (tmp_path / "log.jsonl").read_text().splitlines()] == [1, 2]
+
+
 def test_another_configuration_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     short = replace(TESTING, steps=1)
     fit.train(short, tmp_path, log=silent)

@@ -108,14 +108,11 @@ def config_from_dict(table: dict[str, Any]) -> TrainConfig:
 
 def build_network(model: str) -> nn.Module:
     """Build an untrained network that maps `Normalised` to (B, 10)."""
-    mean, error, projection = (torch.as_tensor(a, dtype=torch.float32) for a in _statistic())
+    statistic = sufficient_statistic(default_emulator(), default_noise_model())
+    mean, error, projection = (torch.as_tensor(a, dtype=torch.float32) for a in statistic)
     if model == "gls-mlp":
         return GlsMlp(default_emulator(), mean, error)
     return ViT(CONFIGS[model], error, projection)
-
-
-def _statistic() -> tuple[Any, Any, Any]:
-    return sufficient_statistic(default_emulator(), default_noise_model())
 
 
 def loss_function(out: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
@@ -159,6 +156,8 @@ def train(
     if resume and path.exists():
         step, elapsed = _restore(path, config, network, average, optimizer)
         log(f"resumed at step {step} after {elapsed / 60:.1f} min")
+    else:
+        (out / "log.jsonl").unlink(missing_ok=True)
     log(f"{config.model}: {parameter_count(network):,} parameters on {where}")
     stream = Stream(config.shares, config.batch, config.seed, step, where)
     batches = loader(stream, 0 if where.type == "cuda" else config.workers)
