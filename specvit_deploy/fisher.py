@@ -66,12 +66,10 @@ class Nuisances:
 
     def describe(self) -> str:
         """One line for tables: names and priors."""
-        units = {"velocity": " km/s"}
         parts = [
-            f"{name} ({'no prior' if np.isinf(sd) else f'prior {sd:g}{units.get(name, "")}'})"
-            for name, sd in self.prior_sd.items()
+            f"{name} (no prior)" if np.isinf(sd) else f"{name} (prior {sd:g})" for name, sd in self.prior_sd.items()
         ]
-        return ", ".join(parts) or "none"
+        return ", ".join(f"{name} ({prior})" for name, prior in priors.items()) or "none"
 
 
 @dataclass(frozen=True)

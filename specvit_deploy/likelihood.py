@@ -38,20 +38,22 @@ class Likelihood:
         self.templates = Templates(emulator, scenario)
         assert scenario.amplitude_free or self.templates.kinds == 1
         self.layers = [np.asarray(getattr(emulator, k), np.float32) for k in ("w1", "b1", "w2", "b2", "w3", "b3")]
+        self.half = _half_of_blocks(self.layers[2])
 
     def terms(self, labels: Array) -> Array:
         """(1, coefficients) at labels (..., 5), shape (..., K + 1), the network in float32."""
         w1, b1, w2, b2, w3, b3 = self.layers
         x = self.emulator.transform(labels.reshape(-1, 5)).astype(np.float32)
-        for w, b in ((w1, b1), (w2, b2)):
-            x = x @ w + b
-            x *= 0.5 + 0.5 * np.tanh(0.5 * x)
+        x = _silu(x @ w1 + b1)
+        parts = [slice(None)] if not self.half else [slice(self.half), slice(self.half, None)]
+        x = np.concatenate([x[:, k] @ w2[k, k] for k in parts], 1)  # the embedded emulator is two networks side by side
+        x = _silu(x + b2)
         out = np.ones((len(x), self.templates.terms))
         out[:, 1:] = x @ w3 + b3
         return out.reshape(*labels.shape[:-1], -1)
 
     def scale(self, flux: NDArray[np.floating], error: NDArray[np.floating]) -> tuple[Array, Array, NDArray[np.bool_]]:
-        """Flux and error (N, n) near the emulator's unit, and which pixels are good; the unit itself where it is known."""
+        """Flux and error (N, n) in the emulator's unit (nearly, where the amplitude is free), and the good pixels."""
         good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
         value, sigma = np.where(good, flux, 0.0).astype(np.float64), np.where(good, error, 1.0).astype(np.float64)
         if not self.scenario.amplitude_free:
@@ -71,7 +73,7 @@ class Likelihood:
         )
 
     def recompress(self, value: Array, sigma: Array, good: NDArray[np.bool_], terms: Array, q: Array) -> Compressed:
-        """Statistics about the velocity of a first fit, `terms` (N, K + 1) and `q` (N, kinds), with the model's errors."""
+        """Statistics about velocity and model of a first fit: `terms` (N, K + 1) and `q` (N, kinds)."""
         rest = self.templates.rows(self.templates.middle)
         coefficients = (q[:, :, None] * terms[:, None]).reshape(len(value), -1)
         gain = variance_per_flux(self.noise, value, sigma**2, good)
@@ -144,3 +146,14 @@ class Likelihood:
             fisher = fisher[:, :, :5, :5] - cross @ np.linalg.solve(own, cross.swapaxes(-1, -2))
         assert rows in (5, 5 + kinds)
         return gradient, fisher
+
+
+def _silu(x: NDArray[np.float32]) -> NDArray[np.float32]:
+    x *= 0.5 + 0.5 * np.tanh(0.5 * x)
+    return x
+
+
+def _half_of_blocks(w: NDArray[np.float32]) -> int:
+    """Size of the first of two diagonal blocks of `w`, 0 if it has none."""
+    half = len(w) // 2
+    return half if not (w[:half, half:].any() or w[half:, :half].any()) else 0

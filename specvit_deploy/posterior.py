@@ -1,10 +1,10 @@
-"""The exact posterior of a spectrum's labels, given the simulator: no estimator has a smaller squared error than its mean.
+"""The exact posterior of a spectrum's labels, given the simulator: its mean is the best estimate there can be.
 
     p(labels | f) ~ p(labels) p(f | labels),      nuisances integrated out (`likelihood`)
 
 Gauss-Newton from several starts finds the modes; importance sampling draws from a Student-t about each mixed with
 the prior, then from a Student-t fitted to the first draws (adaptive multiple importance sampling, Cornuet et al.
-2012, Scand. J. Stat. 39, 798). All of it in logits of the label box, where the prior has no edges. The effective
+2012, Scand. J. Stat. 39, 798). All of it in coordinates that map the label box to the whole space. The effective
 sample size says how well it went.
 """
 
@@ -36,6 +36,8 @@ ROUNDS = (512, 1024, 2048, 4096, 8192)
 """Draws per round; from the third on only where the effective sample size is below `ENOUGH`."""
 ENOUGH = 300.0
 """Effective sample size that ends the sampling of a spectrum."""
+SETTLED, SETTLED_FIT = 0.05, 1e-3
+"""Change of the log density that ends Gauss-Newton: where sampling follows, and where the fit is the result."""
 DEGREES = 5.0
 """Degrees of freedom of the Student-t proposals."""
 PRIOR_SHARE = 0.1
@@ -47,8 +49,8 @@ KERNELS = 32
 posteriors that bend (carbon and alpha elements of cool stars where C/O is about 1)."""
 LINEAR, EDGE = 6.0, 0.5
 """Coordinates of the sampling, see `to_open`."""
-_LOGITS = np.linspace(-28.0, 28.0, 1121)
-_TABLE = (LINEAR * (0.5 * np.tanh(0.5 * _LOGITS)) + EDGE * _LOGITS, _LOGITS)
+FARTHEST = 0.5 * LINEAR + 26.0 * EDGE
+"""Coordinates are kept within this: 1e-11 of the box from its edge."""
 REACH = 0.5 * LINEAR + 12.0 * EDGE
 """Modes on the edge of the box stop here."""
 
@@ -69,25 +71,21 @@ class Prior:
     mean: tuple[float, ...] = (0.0,) * 5
     sd: tuple[float, ...] = (math.inf,) * 5
 
-    def labels(self, phi: Array) -> tuple[Array, Array]:
-        """Labels (..., 5) at coordinates `phi`, and their derivative by the coordinate."""
-        low, width, u = np.asarray(self.box.low), np.subtract(self.box.high, self.box.low), from_open(phi)
-        s = u * (1.0 - u)
-        return low + width * u, width * s / (LINEAR * s + EDGE)
+    def labels(self, u: Array) -> tuple[Array, Array]:
+        """Labels (..., 5) at shares `u` of the box, and their derivative by the coordinate."""
+        low, width = np.asarray(self.box.low), np.subtract(self.box.high, self.box.low)
+        return low + width * u, width / open_slope(u)
 
-    def log_density(self, phi: Array) -> Array:
+    def log_density(self, u: Array) -> Array:
         """Log density (...,) in the coordinates, up to a constant."""
-        u = from_open(phi)
-        s = u * (1.0 - u)
-        out = np.log(s / (LINEAR * s + EDGE)).sum(-1)
+        out = -np.log(open_slope(u)).sum(-1)
         if np.isfinite(self.sd).any():
-            out = out - 0.5 * (((self.labels(phi)[0] - self.mean) / self.sd) ** 2).sum(-1)
+            out = out - 0.5 * (((self.labels(u)[0] - self.mean) / self.sd) ** 2).sum(-1)
         return np.asarray(out)
 
-    def expansion(self, phi: Array) -> tuple[Array, Array]:
+    def expansion(self, u: Array) -> tuple[Array, Array]:
         """Gradient of the log density and minus its second derivative (of the box and Gauss-Newton), each (..., 5)."""
-        labels, derivative = self.labels(phi)
-        u = from_open(phi)
+        labels, derivative = self.labels(u)
         s = u * (1.0 - u)
         b = LINEAR * s + EDGE
         pull = (labels - self.mean) / np.square(self.sd)
@@ -97,7 +95,7 @@ class Prior:
 
 
 def to_open(u: Array) -> Array:
-    """Map (0, 1) to the real line: `LINEAR` (u - 1/2) + `EDGE` logit(u), straight inside and open at the edges.
+    """Coordinate of a share of the box: `LINEAR` (u - 1/2) + `EDGE` logit(u), straight inside and open at the edges.
 
     Straight, because degenerate labels lie on straight ridges; open, so that a proposal needs no edges.
     """
@@ -105,12 +103,19 @@ def to_open(u: Array) -> Array:
     return np.asarray(LINEAR * (u - 0.5) + EDGE * np.log(u / (1.0 - u)))
 
 
+def open_slope(u: Array) -> Array:
+    """Derivative of `to_open`."""
+    return np.asarray(LINEAR + EDGE / (u * (1.0 - u)))
+
+
 def from_open(phi: Array) -> Array:
-    """Inverse of `to_open`: a table, then two Newton steps."""
-    logit = np.interp(phi, *_TABLE)
-    for _ in range(2):
-        u = 0.5 * (1.0 + np.tanh(0.5 * logit))
-        logit = logit - (LINEAR * (u - 0.5) + EDGE * logit - phi) / (LINEAR * u * (1.0 - u) + EDGE)
+    """Inverse of `to_open`: a table of logits, then a Newton step."""
+    place = (phi.clip(-FARTHEST, FARTHEST) + FARTHEST) * (len(_LOGITS) - 2) / (2 * FARTHEST)
+    left = place.astype(np.int64)
+    logit = _LOGITS[left]
+    logit = logit + (place - left) * (_LOGITS[left + 1] - logit)
+    u = 0.5 * (1.0 + np.tanh(0.5 * logit))
+    logit -= (LINEAR * (u - 0.5) + EDGE * logit - phi) / (LINEAR * u * (1.0 - u) + EDGE)
     return np.asarray((0.5 * (1.0 + np.tanh(0.5 * logit))).clip(1e-12, 1.0 - 1e-12))
 
 
@@ -125,7 +130,7 @@ class Posterior:
     quantiles : (N, 5, 5) array
         At `QUANTILES` (last axis).
     mode : (N, 5) array
-        Where the density in the logits is largest: the sampling began there.
+        Where the density in the coordinates is largest: the sampling began there.
     chi2_reduced : (N,) array
         Of the model at the mode.
     velocity : (N,) array
@@ -160,7 +165,7 @@ class TemplateFit:
 
 @dataclass(frozen=True)
 class Modes:
-    """Ends of the Gauss-Newton fits of N spectra, best first: logits (N, L, 5), their precision, log density, q."""
+    """Ends of the Gauss-Newton fits of N spectra, best first: coordinates (N, L, 5), precision, log density, q."""
 
     phi: Array
     precision: Array
@@ -196,7 +201,7 @@ class PosteriorSampler:
         rng = np.random.default_rng(1)
         u = (np.stack([rng.permutation(LIBRARY) for _ in range(5)], 1) + rng.random((LIBRARY, 5))) / LIBRARY
         self.library = to_open(u)
-        self.library_terms = self.likelihood.terms(self.prior.labels(self.library)[0])
+        self.library_terms = self.likelihood.terms(self.prior.labels(u)[0])
         self.quarter = (u[:, 0] > 0.5) * 2 + (u[:, 1] > 0.5)
 
     def __call__(self, flux: ArrayLike, error: ArrayLike, truth: ArrayLike | None = None) -> Posterior:
@@ -227,7 +232,7 @@ class PosteriorSampler:
         parts = []
         for rows in _blocks(len(flux)):
             data, modes = self._prepare(flux[rows], error[rows], use_prior=False)
-            parts.append((self.prior.labels(modes.phi[:, 0])[0], *self._quality_of_fit(data, modes)))
+            parts.append((self.prior.labels(from_open(modes.phi[:, 0]))[0], *self._quality_of_fit(data, modes)))
         labels, chi2, velocity = (np.concatenate(column) for column in zip(*parts, strict=True))
         return TemplateFit(np.where(np.isnan(chi2)[:, None], np.nan, labels), chi2, velocity)
 
@@ -237,16 +242,21 @@ class PosteriorSampler:
         """Compress twice: the first fit gives velocity and model to the second."""
         likelihood = self.likelihood
         value, sigma, good = likelihood.scale(flux, error)
-        first = self._modes(likelihood.compress(value, sigma, good), use_prior=True)
-        terms = likelihood.terms(self.prior.labels(first.phi[:, 0])[0])
+        data = likelihood.compress(value, sigma, good)
+        first = self._modes(data, self._starts(data), use_prior=True)
+        terms = likelihood.terms(self.prior.labels(from_open(first.phi[:, 0]))[0])
         data = likelihood.recompress(value, sigma, good, terms, first.q[:, 0])
-        return data, self._modes(data, use_prior)
+        return data, self._modes(data, first.phi, use_prior)
 
-    def _modes(self, data: Compressed, use_prior: bool = True) -> Modes:
-        """Levenberg-Marquardt in the logits from the best prior point of each quarter."""
-        value, _ = self.likelihood(data, np.broadcast_to(self.library_terms, (len(data.power), *self.library_terms.shape)))
-        starts = [np.where(self.quarter == k, value, -np.inf).argmax(1) for k in range(4)]
-        phi = self.library[np.stack(starts, 1)]
+    def _starts(self, data: Compressed) -> Array:
+        """Coordinates (N, 4, 5) of the best prior point of each quarter."""
+        value, _ = self.likelihood(
+            data, np.broadcast_to(self.library_terms, (len(data.power), *self.library_terms.shape))
+        )
+        return self.library[np.stack([np.where(self.quarter == k, value, -np.inf).argmax(1) for k in range(4)], 1)]
+
+    def _modes(self, data: Compressed, phi: Array, use_prior: bool) -> Modes:
+        """Levenberg-Marquardt from coordinates (N, L, 5)."""
         damping = np.full(phi.shape[:2], 1e-2)
         value, q, gradient, precision = self._expand(data, phi, use_prior)
         for _ in range(STEPS):
@@ -256,7 +266,7 @@ class PosteriorSampler:
             trial = (phi + step).clip(-REACH, REACH)
             new = self._expand(data, trial, use_prior)
             better = new[0] > value
-            done = np.abs(trial - phi).max(-1) < 1e-2
+            done = np.abs(new[0] - value) < (SETTLED if use_prior else SETTLED_FIT)
             phi = np.where(better[..., None], trial, phi)
             q, gradient = (np.where(better[..., None], a, b) for a, b in zip(new[1:3], (q, gradient), strict=True))
             precision = np.where(better[..., None, None], new[3], precision)
@@ -274,20 +284,21 @@ class PosteriorSampler:
         )
 
     def _expand(self, data: Compressed, phi: Array, use_prior: bool) -> tuple[Array, Array, Array, Array]:
-        """Value (N, L), nuisances, gradient and precision in the logits of what is maximised."""
-        labels, derivative = self.prior.labels(phi)
+        """Value (N, L), nuisances, gradient and precision in the coordinates of what is maximised."""
+        u = from_open(phi)
+        labels, derivative = self.prior.labels(u)
         value, q = self.likelihood(data, self.likelihood.terms(labels), profile=True)
         gradient, fisher = self.likelihood.expansion(data, labels, q)
         gradient, fisher = gradient * derivative, fisher * derivative[..., None] * derivative[..., None, :]
         if use_prior:
-            slope, curvature = self.prior.expansion(phi)
-            value, gradient = value + self.prior.log_density(phi), gradient + slope
+            slope, curvature = self.prior.expansion(u)
+            value, gradient = value + self.prior.log_density(u), gradient + slope
             fisher = fisher + curvature[..., None] * np.eye(5)
         return value, q, gradient, fisher
 
     def _quality_of_fit(self, data: Compressed, modes: Modes) -> tuple[Array, Array]:
         """Reduced chi2 (N,) at the best mode and velocity (N,), NaN for rows without good pixels."""
-        terms = self.likelihood.terms(self.prior.labels(modes.phi[:, 0])[0])
+        terms = self.likelihood.terms(self.prior.labels(from_open(modes.phi[:, 0]))[0])
         q = modes.q[:, 0]
         z = (q[:, :, None] * terms[:, None]).reshape(len(q), -1)
         chi2 = data.power - 2.0 * (z * data.projection).sum(1) + np.einsum("nr,nrs,ns->n", z, data.gram, z)
@@ -302,25 +313,24 @@ class PosteriorSampler:
         n = len(data.power)
         out = {f.name: np.full((n, *_SHAPES.get(f.name, ())), np.nan) for f in fields(Posterior)}
         out["draws"] = np.zeros(n, np.int64)
-        out["mode"] = self.prior.labels(modes.phi[:, 0])[0]
+        out["mode"] = self.prior.labels(from_open(modes.phi[:, 0]))[0]
         out["chi2_reduced"], out["velocity"] = self._quality_of_fit(data, modes)
         active = np.flatnonzero(data.n_good > 0)
         out["mode"][data.n_good == 0] = np.nan
         proposal = Proposal.about(modes, active)
-        phi = np.empty((len(active), 0, 5))
+        phi = share = np.empty((len(active), 0, 5))
         target = np.empty((len(active), 0))
         proposals: list[Proposal] = []
         for number, size in enumerate(ROUNDS):
             proposals.append(proposal)
-            new = proposal.draw(size, self.prior, rng)
-            labels = self.prior.labels(new)[0]
+            new = proposal.draw(size, rng)
+            u = from_open(new)
             part = data.part(active)
-            value = self.likelihood(part, self.likelihood.terms(labels))[0] + self.prior.log_density(new)
-            phi, target = np.concatenate([phi, new], 1), np.concatenate([target, value], 1)
-            density = np.logaddexp.reduce(
-                [math.log(k) + p.log_density(phi, self.prior) for p, k in zip(proposals, ROUNDS, strict=False)]
-            ) - math.log(phi.shape[1])
-            log_weight = target - density
+            value = self.likelihood(part, self.likelihood.terms(self.prior.labels(u)[0]))[0] + self.prior.log_density(u)
+            phi, share, target = (np.concatenate(p, 1) for p in ((phi, new), (share, u), (target, value)))
+            uniform = PRIOR_SHARE / open_slope(share).prod(-1)
+            density = sum(k * (uniform + p.density(phi)) for p, k in zip(proposals, ROUNDS, strict=False))
+            log_weight = target - np.log(density)
             weight = np.exp(log_weight - log_weight.max(1, keepdims=True))
             weight /= weight.sum(1, keepdims=True)
             ess = 1.0 / (weight**2).sum(1)
@@ -330,10 +340,12 @@ class PosteriorSampler:
             if finished.any():
                 rows = active[finished]
                 out["ess"][rows], out["draws"][rows] = ess[finished], phi.shape[1]
-                for name, column in _summary(self.prior.labels(phi[finished])[0], weight[finished], truth[rows]).items():
+                for name, column in _summary(
+                    self.prior.labels(share[finished])[0], weight[finished], truth[rows]
+                ).items():
                     out[name][rows] = column
             keep = ~finished
-            active, phi, target = active[keep], phi[keep], target[keep]
+            active, phi, share, target = active[keep], phi[keep], share[keep], target[keep]
             proposals = [p.part(keep) for p in proposals]
             if len(active) == 0:
                 break
@@ -348,7 +360,7 @@ class PosteriorSampler:
 
 @dataclass(frozen=True)
 class Proposal:
-    """Mixture of Student-t (N, L) in the logits, plus the uniform prior; shares (N, L) sum to 1 - `PRIOR_SHARE`."""
+    """Mixture of Student-t (N, L) in the coordinates, with shares (N, L) that leave `PRIOR_SHARE` to the prior."""
 
     center: Array
     root: Array
@@ -378,8 +390,8 @@ class Proposal:
         """Some of the spectra."""
         return Proposal(self.center[rows], self.root[rows], self.share[rows])
 
-    def draw(self, size: int, prior: Prior, rng: np.random.Generator) -> Array:
-        """Draw logits (N, size, 5)."""
+    def draw(self, size: int, rng: np.random.Generator) -> Array:
+        """Draw coordinates (N, size, 5)."""
         n = len(self.center)
         which = (rng.random((n, size))[..., None] > np.cumsum(self.share, 1)[:, None]).sum(-1)
         from_prior = which == self.share.shape[1]
@@ -388,19 +400,18 @@ class Proposal:
         normal = rng.standard_normal((n, size, 5))
         spread = np.sqrt(DEGREES / rng.chisquare(DEGREES, (n, size)))[..., None]
         student = self.center[rows, which] + (self.root[rows, which] @ normal[..., None])[..., 0] * spread
-        return np.where(from_prior[..., None], to_open(rng.random((n, size, 5))), student).clip(-16.0, 16.0)
+        return np.where(from_prior[..., None], to_open(rng.random((n, size, 5))), student).clip(-FARTHEST, FARTHEST)
 
-    def log_density(self, phi: Array, prior: Prior) -> Array:
-        """Log density (N, S) at logits (N, S, 5), prior share included."""
-        constant = math.lgamma((DEGREES + 5) / 2) - math.lgamma(DEGREES / 2) - 2.5 * math.log(DEGREES * math.pi)
-        parts = [math.log(PRIOR_SHARE) + Prior().log_density(phi)]
+    def density(self, phi: Array) -> Array:
+        """Density (N, S) of the Student-t part at coordinates (N, S, 5)."""
+        constant = math.gamma((DEGREES + 5) / 2) / math.gamma(DEGREES / 2) / (DEGREES * math.pi) ** 2.5
         inverse = np.linalg.inv(self.root)
+        factor = self.share * constant / np.einsum("nlii->nli", self.root).prod(-1)
+        out = np.zeros(phi.shape[:2])
         for k in range(self.share.shape[1]):
             y = (phi - self.center[:, None, k]) @ inverse[:, k].swapaxes(1, 2)
-            log_det = np.log(np.einsum("nii->ni", self.root[:, k])).sum(-1)
-            log_t = constant - log_det[:, None] - (DEGREES + 5) / 2 * np.log1p((y**2).sum(-1) / DEGREES)
-            parts.append(np.log(self.share[:, k, None]) + log_t)
-        out: Array = np.logaddexp.reduce(parts)
+            base = 1.0 + (y**2).sum(-1) / DEGREES
+            out += factor[:, k, None] / base ** ((DEGREES + 5) / 2)
         return out
 
 
@@ -449,7 +460,7 @@ def _tempered(log_weight: Array) -> Array:
 
 
 def _safe_root(covariance: Array) -> Array:
-    """Cholesky factor of covariances in the logits, variances limited to those of a wide prior."""
+    """Cholesky factor of covariances in the coordinates, variances limited to those of a wide prior."""
     size = np.sqrt(np.einsum("...ii->...i", covariance) / 12.0).clip(min=1.0)
     limited = covariance / size[..., None] / size[..., None, :]
     out: Array = np.linalg.cholesky(limited + 1e-9 * np.eye(5))
@@ -458,3 +469,13 @@ def _safe_root(covariance: Array) -> Array:
 
 def _blocks(n: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, n, BLOCK))
+
+
+def _logit_table() -> Array:
+    """Logits at equally spaced coordinates."""
+    logits = np.linspace(-30.0, 30.0, 60_001)
+    phi = LINEAR * 0.5 * np.tanh(0.5 * logits) + EDGE * logits
+    return np.interp(np.linspace(-FARTHEST, FARTHEST, 8193), phi, logits)
+
+
+_LOGITS = np.append(_logit_table(), 30.0)
