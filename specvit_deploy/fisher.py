@@ -66,9 +66,7 @@ class Nuisances:
 
     def describe(self) -> str:
         """One line for tables: names and priors."""
-        parts = [
-            f"{name} (no prior)" if np.isinf(sd) else f"{name} (prior {sd:g})" for name, sd in self.prior_sd.items()
-        ]
+        priors = {name: "no prior" if np.isinf(sd) else f"prior {sd:g}" for name, sd in self.prior_sd.items()}
         return ", ".join(f"{name} ({prior})" for name, prior in priors.items()) or "none"
 
 
@@ -101,6 +99,15 @@ class Information:
         for name, value in sd.items():
             prior[self._index(name)] = value
         return replace(self, prior_sd=prior)
+
+    def without(self, *names: str) -> Information:
+        """Integrate parameters out: the Schur complement over them, their priors included, is left."""
+        keep = [i for i, name in enumerate(self.names) if name not in names]
+        gone = [self._index(name) for name in names]
+        own = self.matrix[:, gone][:, :, gone] + np.diag(self.prior_sd[gone] ** -2.0)
+        cross = self.matrix[:, keep][:, :, gone]
+        left = self.matrix[:, keep][:, :, keep] - cross @ np.linalg.pinv(own, hermitian=True) @ cross.swapaxes(1, 2)
+        return Information(left, tuple(self.names[i] for i in keep), self.prior_sd[keep])
 
     def sigma(self, name: str) -> Array:
         """Bound (N,) on the standard deviation of `name` with all other parameters unknown; inf if not identifiable."""

@@ -44,9 +44,11 @@ PRIOR_SHARE = 0.1
 """Share of a round's draws that come from the prior."""
 FITTED_SHARE = 0.7
 """Share of a later round's draws that come from Student-t fitted to the draws so far."""
-KERNELS = 32
-"""From the third round on: that many Student-t about resampled draws, each with the information at its own centre, for
-posteriors that bend (carbon and alpha elements of cool stars where C/O is about 1)."""
+KERNELS = 16
+"""Of those, Student-t about resampled draws, each with the information at its own centre: for posteriors that bend
+(carbon and alpha elements of cool stars where C/O is about 1). They have half of the share, one wide one the rest."""
+LOOSEN = 0.25
+"""Factor on that information: kernels twice as wide."""
 LINEAR, EDGE = 6.0, 0.5
 """Coordinates of the sampling, see `to_open`."""
 FARTHEST = 0.5 * LINEAR + 26.0 * EDGE
@@ -350,11 +352,13 @@ class PosteriorSampler:
             if len(active) == 0:
                 break
             weight = _tempered(log_weight[keep])
-            centers, precision = _moments(phi, weight)
-            if number >= 1:
-                local = _resampled(phi, weight, rng)
-                centers, precision = local, precision + self._expand(data.part(active), local, True)[3]
-            proposal = proposals[0].and_about(centers, precision)
+            center, precision = _moments(phi, weight)
+            local = _resampled(phi, weight, rng)
+            center, precision = (
+                np.concatenate([center, local], 1),
+                np.concatenate([precision, LOOSEN * (precision + self._expand(data.part(active), local, True)[3])], 1),
+            )
+            proposal = proposals[0].and_about(center, precision)
         return Posterior(**out)  # type: ignore[arg-type]
 
 
@@ -377,7 +381,8 @@ class Proposal:
 
     def and_about(self, center: Array, precision: Array) -> Proposal:
         """Add Student-t at `center` (N, L, 5) with equal shares of `FITTED_SHARE`."""
-        share = np.full(center.shape[:2], FITTED_SHARE / center.shape[1])
+        share = np.full(center.shape[:2], 0.5 * FITTED_SHARE / (center.shape[1] - 1))
+        share[:, 0] = 0.5 * FITTED_SHARE
         rest = 1.0 - FITTED_SHARE / (1.0 - PRIOR_SHARE)
         root = _safe_root(np.linalg.inv(precision + 1e-3 * np.eye(5)))
         return Proposal(

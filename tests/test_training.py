@@ -16,7 +16,7 @@ from specvit_training.calibrate import calibration_recipe
 from specvit_training.checkpoint import load_checkpoint, save_checkpoint, subtree
 from specvit_training.commands import seconds
 from specvit_training.estimator import sufficient_statistic
-from specvit_training.evaluate import TEST_SEED, evaluate, test_recipe
+from specvit_training.evaluate import evaluate
 from specvit_training.gls_mlp import AMPLITUDE_SD, GlsMlp
 from specvit_training.metrics import paired_r2_difference, scores, with_intervals
 from specvit_training.stream import Batch, Share, Stream, loader, masked_error, torch_simulator
@@ -26,6 +26,7 @@ import specvit_deploy as sv
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.labels import LABEL_BOX
 from specvit_deploy.noise import default_noise_model
+from specvit_deploy.recipe import TEST_SEED, test_recipe
 
 test_recipe.__test__ = False  # type: ignore[attr-defined]  # its name is no invitation to pytest
 CONFIGS = Path(__file__).parents[1] / "training" / "configs"

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from specvit_training.calibrate import Recipe
 from specvit_training.estimator import OUTPUTS, Estimator
 
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LOG_G
+from specvit_deploy.recipe import Recipe
 
 LOG_G_TOLERANCE = 1e-4
 """Largest |d log_g| and |d log_g_err|, dex."""

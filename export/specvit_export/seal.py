@@ -16,7 +16,7 @@ from safetensors.torch import save
 from specvit_training.calibrate import calibrate, calibration_recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import LOG_G_NODES, SNR_NODES, Estimator
-from specvit_training.evaluate import score_estimator, test_recipe
+from specvit_training.evaluate import score_estimator
 from specvit_training.vit import CONFIGS, parameter_count
 
 from specvit_deploy import __version__
@@ -25,6 +25,7 @@ from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX, LABELS, UNITS
 from specvit_deploy.noise import default_noise_model
+from specvit_deploy.recipe import test_recipe
 from specvit_deploy.scenario import get_scenario
 from specvit_export.graph import OPSET, build_graph
 from specvit_export.parity import check_parity

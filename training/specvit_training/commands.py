@@ -67,8 +67,8 @@ def seconds(text: str) -> float:
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None) -> None:
     """Score MODELS (bundles or checkpoints; default: the embedded bundle) on one test set, beside its limits."""
+    from specvit_deploy.recipe import test_recipe
     from specvit_training.evaluate import evaluate as run
-    from specvit_training.evaluate import test_recipe
 
     with progress("evaluate", n) as (_, advance):
         report = run(models or ("pfs-mr",), test_recipe(scenario, n), advance)

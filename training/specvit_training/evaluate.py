@@ -19,23 +19,14 @@ from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.pipeline import Estimator as BundleEstimator
 from specvit_deploy.quality import median_snr
+from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import get_scenario
-from specvit_training.calibrate import Recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
 from specvit_training.fit import build_network
 from specvit_training.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
 
-TEST_MAG = (20.5, 22.5)
-TEST_SEED = 20_261_124
-"""Seed of the test sets: no training, validation or calibration set uses it."""
-
 Predictor = Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, NDArray[Any]]]
-
-
-def test_recipe(scenario: str, n: int = 10_000) -> Recipe:
-    """The named test set of a scenario."""
-    return Recipe(scenario, TEST_MAG, n, TEST_SEED)
 
 
 @dataclass(frozen=True)
