@@ -33,6 +33,11 @@ OPTIONAL = {
         "train",
         "Measure accuracy against the limits on one fixed test set.",
     ),
+    "ceiling": Optional(
+        "specvit_deploy.ceiling_command:ceiling",
+        "train",  # for the figure alone
+        "Say what no estimator can beat, star by star and over a set.",
+    ),
     "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
     "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
 }

@@ -12,9 +12,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from specvit_deploy.emulator import Array
+from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.labels import LABEL_BOX, LABELS
+from specvit_deploy.labels import LABELS
 
 AXES = {
     "T_eff": tuple(np.arange(3750.0, 6001.0, 250.0)),
@@ -30,6 +30,19 @@ def lattice(free: Sequence[str] = LABELS) -> Array:
     """Labels (N, 5) of the nodes of `AXES`; labels that are not `free` stay at the node nearest to solar."""
     axes = [AXES[name] if name in free else (min(AXES[name], key=abs),) for name in LABELS]
     return np.array(list(itertools.product(*axes)))
+
+
+def lattice_jacobian(emulator: Emulator, labels: Array, free: Sequence[str] = LABELS) -> Array:
+    """Differences of the emulator between the neighbours of lattice nodes (N, 5): (N, len(free), n), per K and dex."""
+    out = []
+    for name in free:
+        column, axis = LABELS.index(name), np.array(AXES[name])
+        place = np.abs(labels[:, column, None] - axis).argmin(1)
+        low, high = labels.copy(), labels.copy()
+        low[:, column], high[:, column] = axis[np.maximum(place - 1, 0)], axis[np.minimum(place + 1, len(axis) - 1)]
+        step = (high - low)[:, column, None]
+        out.append((emulator.flux(high) - emulator.flux(low)) / step)
+    return np.stack(out, 1)
 
 
 def node_differences(labels: Array, flux: Array, free: Sequence[str] = LABELS) -> tuple[Array, NDArray[np.int64]]:
@@ -69,7 +82,7 @@ def node_differences(labels: Array, flux: Array, free: Sequence[str] = LABELS) -
                     other = (*row[:column], values[r], *row[column + 1 :])
                     neighbours[i, k, side] = place.get(other, -1)
     here = np.arange(len(labels))[:, None, None]
-    alone = (neighbours < 0).all(2).any(1)
+    alone = np.asarray(neighbours < 0).all(axis=2).any(axis=1)
     neighbours = np.where(neighbours < 0, here, neighbours)
     rows = np.flatnonzero(~alone)
     if len(rows) == 0:
@@ -77,8 +90,3 @@ def node_differences(labels: Array, flux: Array, free: Sequence[str] = LABELS) -
     low, high = neighbours[rows, :, 0], neighbours[rows, :, 1]
     step = np.stack([labels[high[:, k], c] - labels[low[:, k], c] for k, c in enumerate(columns)], 1)
     return (flux[high] - flux[low]) / step[:, :, None], rows
-
-
-def inside_box(labels: Array) -> NDArray[np.bool_]:
-    """Nodes (N,) inside the label box."""
-    return LABEL_BOX.contains(labels)

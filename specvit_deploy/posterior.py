@@ -187,7 +187,7 @@ class PosteriorSampler:
     emulator, noise
         Defaults: those that ship with the package.
     seed : int
-        Of the draws, which depend on it and on a spectrum's position in the call.
+        Of the draws, which depend on it and on a spectrum's place in the catalogue.
     """
 
     def __init__(
@@ -206,7 +206,7 @@ class PosteriorSampler:
         self.library_terms = self.likelihood.terms(self.prior.labels(u)[0])
         self.quarter = (u[:, 0] > 0.5) * 2 + (u[:, 1] > 0.5)
 
-    def __call__(self, flux: ArrayLike, error: ArrayLike, truth: ArrayLike | None = None) -> Posterior:
+    def __call__(self, flux: ArrayLike, error: ArrayLike, truth: ArrayLike | None = None, first: int = 0) -> Posterior:
         """Sample the posterior of each spectrum.
 
         Parameters
@@ -216,11 +216,13 @@ class PosteriorSampler:
             amplitude, the unit is the emulator's (median 0.5).
         truth : (N, 5) array, optional
             True labels, for `Posterior.pit`.
+        first : int
+            Place of the first row in its catalogue, a multiple of `BLOCK`, so that pieces give the draws of the whole.
         """
         flux, error = np.atleast_2d(np.asarray(flux)), np.atleast_2d(np.asarray(error))
         target = np.full((len(flux), 5), np.nan) if truth is None else np.atleast_2d(np.asarray(truth, np.float64))
         parts = []
-        for number, rows in enumerate(_blocks(len(flux))):
+        for number, rows in enumerate(_blocks(len(flux)), first // BLOCK):
             data, modes = self._prepare(flux[rows], error[rows])
             parts.append(self._sample(data, modes, target[rows], np.random.default_rng([self.seed, number])))
         return Posterior(*(np.concatenate([getattr(part, f.name) for part in parts]) for f in fields(Posterior)))
@@ -420,7 +422,13 @@ class Proposal:
         return out
 
 
-_SHAPES = {"mean": (5,), "sd": (5,), "quantiles": (5, len(QUANTILES)), "mode": (5,), "pit": (5,)}
+_SHAPES: dict[str, tuple[int, ...]] = {
+    "mean": (5,),
+    "sd": (5,),
+    "quantiles": (5, len(QUANTILES)),
+    "mode": (5,),
+    "pit": (5,),
+}
 
 
 def _summary(labels: Array, weight: Array, truth: Array) -> dict[str, Array]:

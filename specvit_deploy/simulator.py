@@ -132,10 +132,11 @@ class Simulator:
         self.layers = [convert(getattr(emulator, k)) for k in ("w1", "b1", "w2", "b2", "w3", "b3")]
         self.inputs = convert(emulator.x_low), convert(emulator.x_high)
 
-    def draw(self, n: int, draws: Draws) -> Spectra:
-        """Draw `n` spectra: labels uniform in the box, magnitude uniform, conditions and nuisances scattered."""
+    def draw(self, n: int, draws: Draws, labels: Any = None) -> Spectra:
+        """Draw `n` spectra: magnitude uniform, conditions and nuisances scattered, labels (n, 5) uniform or given."""
         xp, scenario = self.xp, self.scenario
-        labels = self.low + self.width * draws.uniform(n, 5)
+        uniform = self.low + self.width * draws.uniform(n, 5)
+        labels = uniform if labels is None else labels
         mag = self.mag[0] + (self.mag[1] - self.mag[0]) * draws.uniform(n)
         seeing, zenith, field = (low + (high - low) * draws.uniform(n) for low, high in (SEEING, ZENITH, FIELD))
         velocity = (scenario.velocity_sd * draws.normal(n)).clip(-self.max_velocity, self.max_velocity)

@@ -15,6 +15,7 @@ import itertools
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specvit_deploy.emulator import Array
 from specvit_deploy.errors import SpecVitError
@@ -64,7 +65,7 @@ def population_bound(
         raise SpecVitError(f"{n} spectra are too few for {size} parameters; use {4 * size} or a lower degree")
     half = np.random.default_rng(seed).permutation(n)
     train, test = half[: n // 2], half[n // 2 :]
-    index = np.array(indices)
+    index: NDArray[np.int64] = np.array(indices)
     regular, mean = _geometry(index)
     goal = np.zeros((dimensions, len(index)))
     goal[label] = mean[:, label]

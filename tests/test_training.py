@@ -18,7 +18,7 @@ from specvit_training.commands import seconds
 from specvit_training.estimator import sufficient_statistic
 from specvit_training.evaluate import evaluate
 from specvit_training.gls_mlp import AMPLITUDE_SD, GlsMlp
-from specvit_training.metrics import paired_r2_difference, scores, with_intervals
+from specvit_deploy.metrics import paired_r2_difference, scores, with_intervals
 from specvit_training.stream import Batch, Share, Stream, loader, masked_error, torch_simulator
 from specvit_training.vit import Normalised
 

@@ -134,8 +134,8 @@ class Catalog:
         if data.id is not None and data.id.shape != data.flux.shape[:1]:
             raise SpecVitError(f"{path}: id has shape {data.id.shape} for {len(data.flux)} spectra; give one per row")
 
-    def read(self, start: int, stop: int) -> Block:
-        """Read rows [start, stop)."""
+    def read(self, start: int, stop: int, any_unit: bool = True) -> Block:
+        """Read rows [start, stop); `any_unit` brings double precision to the range of float32, whatever its unit."""
         rows = slice(start, stop)
         try:
             flux = self.data.flux[rows]
@@ -150,7 +150,7 @@ class Catalog:
             raise SpecVitError(
                 f"{self.path}: rows {start} to {stop} cannot be read ({problem}); the file is damaged, copy it again"
             ) from None
-        if flux.dtype == np.float64:
+        if flux.dtype == np.float64 and any_unit:
             flux, error = _rescale(flux, error)
         with np.errstate(over="ignore", invalid="ignore"):
             flux, error = flux.astype(np.float32), error.astype(np.float32)

@@ -24,7 +24,7 @@ from specvit_deploy.scenario import get_scenario
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
 from specvit_training.fit import build_network
-from specvit_training.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
+from specvit_deploy.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
 
 Predictor = Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, NDArray[Any]]]
 

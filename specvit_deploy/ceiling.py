@@ -1,0 +1,281 @@
+"""Ceilings of a set of spectra: what no estimator can beat, star by star and over the whole set.
+
+Per star: Cramer-Rao bounds with more and more unknown, and the exact posterior. Over a set: medians and pooled
+values of both, the weighted van Trees bound, and the error of the posterior mean (MMSE), which nothing surpasses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+from numpy.typing import NDArray
+
+from specvit_deploy.catalog_writer import BLOCK, draw_block
+from specvit_deploy.emulator import Array, Emulator, default_emulator
+from specvit_deploy.errors import SpecVitError
+from specvit_deploy.fisher import Information, Nuisances, in_model_units, information, spectrum_information
+from specvit_deploy.formats import Catalog
+from specvit_deploy.formats.simulation import TABLE, read_params
+from specvit_deploy.grid import PFS_MR
+from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
+from specvit_deploy.lattice import lattice, lattice_jacobian
+from specvit_deploy.noise import transmission
+from specvit_deploy.posterior import PosteriorSampler
+from specvit_deploy.quality import median_snr
+from specvit_deploy.recipe import Recipe
+from specvit_deploy.scenario import SURVEY, get_scenario
+from specvit_deploy.simulator import NumpyDraws, Simulator
+from specvit_deploy.van_trees import population_bound
+
+REFERENCE_MAGS = (18.0, 20.0, 21.5, 22.0, 22.5, 23.0)
+"""Magnitudes of the published table."""
+SEED = 20_261_125
+"""Of the spectra drawn for magnitudes."""
+THREE = ("T_eff", "log_g", "M_H")
+CASES: dict[str, tuple[str, ...]] = {
+    "3d": THREE,
+    "5d": LABELS,
+    "5d_amplitude": (*LABELS, "amplitude"),
+    "5d_slope": (*LABELS, "continuum_1"),
+    "5d_velocity": (*LABELS, "velocity"),
+    "5d_all": (*LABELS, "amplitude", "continuum_1", "velocity"),
+}
+"""What is unknown in each Cramer-Rao bound; nuisances with the priors of the survey scenario."""
+BOUND_BINS, BOUND_ROWS = 8, 2688
+"""Slices in brightness, and spectra in each, of the van Trees bound of a range of magnitudes."""
+
+Columns = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """What every worker has to know to measure block k of a set.
+
+    Parameters
+    ----------
+    scenario : str
+        Nuisances of posterior and of `crlb`.
+    recipe : Recipe, optional
+        Simulated spectra.
+    catalog : Path, optional
+        Or a catalogue.
+    labels : (N, 5) array, optional
+        Labels of the simulated spectra, instead of uniform ones.
+    grid : bool
+        Derivatives from differences between lattice nodes.
+    posterior : bool
+        Whether to sample it.
+    emulator : Path, optional
+        Instead of the embedded one.
+    """
+
+    scenario: str
+    recipe: Recipe | None = None
+    catalog: Path | None = None
+    labels: Array | None = None
+    grid: bool = False
+    posterior: bool = True
+    emulator: Path | None = None
+
+    def __len__(self) -> int:
+        if self.recipe is not None:
+            return self.recipe.n
+        with Catalog(self._file, PFS_MR) as catalog:
+            return len(catalog)
+
+    @property
+    def _file(self) -> Path:
+        assert self.catalog is not None
+        return self.catalog
+
+
+@dataclass
+class Worker:
+    """Measures blocks; keeps emulator, sampler and simulator between them."""
+
+    job: Job
+    model: Emulator = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.model = Emulator.load(self.job.emulator) if self.job.emulator else default_emulator()
+        self.scenario = get_scenario(self.job.scenario)
+        self.sampler = PosteriorSampler(self.scenario, emulator=self.model) if self.job.posterior else None
+        recipe = self.job.recipe
+        if recipe:
+            self.simulator = Simulator(get_scenario(recipe.scenario), mag=recipe.mag, emulator=self.model)
+
+    def read(self, block: int) -> tuple[Columns, NDArray[np.float32], NDArray[np.float32]]:
+        """True labels and brightness where known, flux and error of one block."""
+        rows = slice(block * BLOCK, min((block + 1) * BLOCK, len(self.job)))
+        n = rows.stop - rows.start
+        recipe = self.job.recipe
+        if recipe is None:
+            with Catalog(self.job._file, PFS_MR) as catalog:
+                part = catalog.read(rows.start, rows.stop, any_unit=self.scenario.amplitude_free)
+            return {"truth": catalog_labels(self.job._file)[rows]}, part.flux, part.error
+        if self.job.labels is None:
+            spectra = draw_block(self.simulator, recipe.seed, block)
+        else:
+            draws = NumpyDraws(np.random.SeedSequence([recipe.seed, block]))
+            spectra = self.simulator.draw(n, draws, self.job.labels[rows].astype(np.float32))
+        bright = transmission(spectra.seeing, spectra.zenith, spectra.field) * 10 ** (-0.4 * spectra.mag)
+        columns = {"truth": spectra.labels[:n].astype(np.float64), "brightness": bright[:n]}
+        return columns, spectra.flux[:n], np.where(spectra.bad, np.inf, spectra.error)[:n].astype(np.float32)
+
+    def __call__(self, block: int) -> Columns:
+        """Columns of one block, see `measure`."""
+        columns, flux, error = self.read(block)
+        columns["snr_median"] = median_snr(flux, error)
+        labels = columns["truth"]
+        if self.sampler:
+            out = self.sampler(flux, error, labels, first=block * BLOCK)
+            columns |= {
+                "mean": out.mean, "sd": out.sd, "quantiles": out.quantiles, "pit": out.pit, "ess": out.ess,
+                "posterior_chi2": out.chi2_reduced,
+            }  # fmt: skip
+            labels = np.where(np.isnan(labels), out.mean, labels)
+        elif np.isnan(labels).any():
+            raise SpecVitError("the catalogue has no true labels; leave the posterior on, it gives the labels")
+        return columns | self.limits(np.nan_to_num(labels, nan=LABEL_BOX.center[LOG_G]), flux, error)
+
+    def limits(self, labels: Array, flux: NDArray[np.float32], error: NDArray[np.float32]) -> Columns:
+        """Cramer-Rao bounds of log g and what is left of its information."""
+        if self.scenario.amplitude_free:
+            _, ivar = in_model_units(flux, error, self.model.flux(labels))
+        else:
+            ivar = np.where(np.isfinite(error) & (error > 0) & np.isfinite(flux), error, np.inf).astype(float) ** -2
+        if self.job.grid:
+            parts = {"3d": self._differences(labels, ivar, THREE), "5d": self._differences(labels, ivar, LABELS)}
+            full = parts["5d"]
+        else:
+            full = spectrum_information(self.model, labels, ivar, LABELS, Nuisances.of(SURVEY))
+            parts = {name: full.about(*free) for name, free in CASES.items()}
+        own = full.about(*LABELS, *Nuisances.of(self.scenario).prior_sd) if not self.job.grid else full
+        box = dict(zip(LABELS, LABEL_BOX.sd, strict=True))
+        out = {f"crlb_{name}": part.sigma("log_g") for name, part in parts.items()}
+        out |= {f"decay_{name}": parts[name].decay("log_g") for name in ("3d", "5d")}
+        nuisances = [name for name in own.names if name not in LABELS]
+        return out | {
+            "crlb": own.sigma("log_g"),
+            "crlb_prior": own.with_prior(box).sigma("log_g"),
+            "information": own.without(*nuisances).matrix,
+        }
+
+    def _differences(self, labels: Array, ivar: Array, free: Sequence[str]) -> Information:
+        matrix = information(lattice_jacobian(self.model, labels, free), ivar)
+        return Information(matrix, tuple(free), np.full(len(free), np.inf))
+
+
+def measure(job: Job, workers: int = 1, advance: Callable[[int], None] = lambda rows: None) -> Columns:
+    """Measure every star of a set; columns depend on the set alone, not on `workers`.
+
+    Returns
+    -------
+    dict
+        `truth` (N, 5), NaN if unknown; `snr_median`; `crlb_*` for each of `CASES`, `crlb` with the scenario's nuisances
+        and `crlb_prior` (sigma of log g, dex); `decay_3d`, `decay_5d`; `information` (N, 5, 5), nuisances integrated
+        out; and of the posterior `mean`, `sd`, `quantiles`, `pit`, `ess`, `posterior_chi2`.
+    """
+    size = len(job)
+    blocks = range(-(-size // BLOCK))
+    parts = []
+    for part in _map(job, blocks, workers):
+        parts.append(part)
+        advance(len(part["truth"]))
+    return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+
+
+_worker: Worker
+
+
+def _start(job: Job) -> None:
+    global _worker
+    _worker = Worker(job)
+
+
+def _one(block: int) -> Columns:
+    return _worker(block)
+
+
+def _map(job: Job, blocks: Sequence[int], workers: int) -> Iterator[Columns]:
+    if workers == 1 or len(blocks) == 1:
+        yield from map(Worker(job), blocks)
+        return
+    with (
+        _single_threaded_children(),
+        ProcessPoolExecutor(workers, get_context("spawn"), initializer=_start, initargs=(job,)) as pool,
+    ):
+        yield from pool.map(_one, blocks)
+
+
+@contextmanager
+def _single_threaded_children() -> Iterator[None]:
+    """Let each child process use one thread of the linear algebra library."""
+    names = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(dict.fromkeys(names, "1"))
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def catalog_labels(path: Path) -> Array:
+    """True labels (N, 5) of a simulator dataset; NaN where the catalogue has none."""
+    with h5py.File(path, "r") as file:
+        columns = read_params(file) if TABLE in file else {}
+        if all(name in columns for name in LABELS):
+            return np.stack([columns[name].astype(np.float64) for name in LABELS], 1)
+    with Catalog(path, PFS_MR) as catalog:
+        return np.full((len(catalog), 5), np.nan)
+
+
+def population_ceiling(job: Job, workers: int = 1, seed: int = SEED + 1) -> dict[str, Any]:
+    """Weighted van Trees bound of a simulated population with uniform labels.
+
+    A range of magnitudes is cut into slices of equal brightness as the telescope sees it, which the errors of a
+    spectrum give away; the bound of each holds by itself, and their mean for all.
+    """
+    recipe = job.recipe
+    if recipe is None or job.labels is not None:
+        raise SpecVitError("the van Trees bound needs uniform labels: use magnitudes or the test set")
+    bins = 1 if recipe.mag[0] == recipe.mag[1] else BOUND_BINS
+    rows_wanted = BOUND_ROWS * max(bins, 2)
+    fresh = replace(job, recipe=replace(recipe, n=rows_wanted, seed=seed), posterior=False)
+    columns = measure(fresh, workers)
+    variance_of_box = float(LABEL_BOX.sd[LOG_G] ** 2)
+    low, width = np.asarray(LABEL_BOX.low), np.subtract(LABEL_BOX.high, LABEL_BOX.low)
+    order = np.argsort(columns["brightness"])
+    parts = []
+    for rows in np.array_split(order, bins):
+        u = (columns["truth"][rows] - low) / width
+        scaled = columns["information"][rows] * width[:, None] * width
+        bound = population_bound(u, scaled, float(width[LOG_G]), LOG_G)
+        parts.append((float(np.median(columns["snr_median"][rows])), bound))
+    variance = float(np.mean([b.variance for _, b in parts]))
+    error = float(np.sqrt(np.sum([b.error**2 for _, b in parts])) / len(parts))
+    return {
+        "n": len(order), "rmse": variance**0.5, "variance": variance, "variance_error": error,
+        "r2": 1.0 - variance / variance_of_box,
+        "by_brightness": [
+            {"snr_median": snr, "rmse": b.variance**0.5, "variance": b.variance, "variance_error": b.error,
+             "r2": 1.0 - b.variance / variance_of_box}
+            for snr, b in parts
+        ],
+    }  # fmt: skip
+
+
+def lattice_labels(n: int, seed: int = SEED) -> Array:
+    """At most `n` nodes of the five-label lattice, drawn at random."""
+    nodes = lattice()
+    return nodes[np.random.default_rng(seed).permutation(len(nodes))[:n]]

@@ -1,0 +1,155 @@
+"""The command `specvit-deploy ceiling`: open, measure, print and write."""
+
+from __future__ import annotations
+
+import json
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+
+from specvit_deploy.atomic import whole_file
+from specvit_deploy.ceiling import (
+    REFERENCE_MAGS,
+    SEED,
+    Columns,
+    Job,
+    lattice_labels,
+    measure,
+    population_ceiling,
+)
+from specvit_deploy.ceiling_report import describe, summarise, write_csv, write_stars
+from specvit_deploy.cli import progress
+from specvit_deploy.errors import SpecVitError
+from specvit_deploy.recipe import Recipe, test_recipe
+
+PathOption = click.Path(path_type=Path)
+
+
+@click.command()
+@click.argument("catalog", type=PathOption, required=False)
+@click.option("--mag", type=float, multiple=True, help="Magnitude, repeatable.  [default: 18 20 21.5 22 22.5 23]")
+@click.option("--test-set", is_flag=True, help="The test set that 'evaluate' scores on, instead of magnitudes.")
+@click.option(
+    "--scenario",
+    type=click.Choice(["study", "survey"]),
+    default="survey",
+    show_default=True,
+    help="Nuisances and their priors.",
+)
+@click.option("--n", type=click.IntRange(50), help="Spectra per magnitude (default 1000), of the test set (10000).")
+@click.option("--lattice", is_flag=True, help="Labels on nodes of the BOSZ lattice instead of uniform ones.")
+@click.option(
+    "--method",
+    type=click.Choice(["exact", "grid"]),
+    default="exact",
+    show_default=True,
+    help="Exact derivatives of the emulator, or differences between lattice nodes.",
+)
+@click.option("--emulator", type=PathOption, help="Emulator file.  [default: the embedded one]")
+@click.option("--posterior/--no-posterior", default=True, show_default=True, help="Sample the exact posterior (MMSE).")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
+@click.option("--csv", "table", type=PathOption, help="Write the report as a table (CSV) here.")
+@click.option("--stars", type=PathOption, help="Write the figures of every star (HDF5) here; one set at a time.")
+@click.option("--plot", type=PathOption, help="Draw R2 against S/N with its ceilings here (PNG).")
+@click.option(
+    "--accuracy", type=PathOption, multiple=True, help="Report of 'evaluate' whose models the figure shows, repeatable."
+)
+def ceiling(
+    catalog: Path | None,
+    mag: tuple[float, ...],
+    test_set: bool,
+    scenario: str,
+    n: int | None,
+    lattice: bool,
+    method: str,
+    emulator: Path | None,
+    posterior: bool,
+    workers: int,
+    output: Path | None,
+    table: Path | None,
+    stars: Path | None,
+    plot: Path | None,
+    accuracy: tuple[Path, ...],
+) -> None:
+    """Say what no estimator can beat: Cramer-Rao and van Trees bounds and the MMSE, of magnitudes or a CATALOG."""
+    if method == "grid" and not lattice:
+        raise click.UsageError("--method grid takes differences between nodes: add --lattice")
+    if sum((catalog is not None, bool(mag), test_set)) > 1:
+        raise click.UsageError("give a CATALOG, or --mag, or --test-set")
+    models = [json.loads(path.read_text()) for path in accuracy]
+    recipes: list[tuple[str, Recipe | None]]
+    if catalog:
+        recipes = [(catalog.name, None)]
+    elif test_set:
+        recipe = test_recipe(scenario, n or 10_000)
+        recipes = [(f"test set {recipe.hash}", recipe)]
+    else:
+        recipes = [(f"mag {m:g}", Recipe(scenario, (m, m), n or 1000, SEED)) for m in mag or REFERENCE_MAGS]
+    if stars and len(recipes) > 1:
+        raise click.UsageError("--stars holds one set: give one --mag")
+    reports = []
+    for name, recipe in recipes:
+        labels = lattice_labels(recipe.n) if lattice and recipe else None
+        job = Job(scenario, recipe, catalog, labels, method == "grid", posterior and not lattice, emulator)
+        report, columns = _one(job, name, workers)
+        reports.append(report)
+        click.echo(_lines(report))
+        if stars:
+            write_stars(stars, columns, report)
+    if output:
+        with whole_file(output) as temporary:
+            temporary.write_text(json.dumps({"sets": reports}, indent=1) + "\n")
+    if table:
+        write_csv(table, reports)
+    if plot:
+        with whole_file(plot) as temporary:
+            import_module("specvit_training.figures").plot_ceiling(temporary, reports, models)
+
+
+def _one(job: Job, name: str, workers: int) -> tuple[dict[str, Any], Columns]:
+    """Measure and report one set."""
+    with progress(f"ceiling {name}", len(job)) as (_, advance):
+        columns = measure(job, workers, advance)
+    report = {**describe(job, name), "ceilings": summarise(columns)}
+    if job.recipe is not None and job.labels is None:
+        report["van_trees"] = population_ceiling(job, workers)
+    if job.recipe is None and np.isnan(columns["truth"]).any() and not job.posterior:
+        raise SpecVitError("the catalogue has no true labels; leave the posterior on, it gives the labels")
+    return report, columns
+
+
+def _lines(report: dict[str, Any]) -> str:
+    """A few lines for the terminal."""
+    overall = report["ceilings"]["overall"]
+    own = overall["crlb"]["scenario"]
+
+    def sigma(name: str) -> str:
+        cell = overall["crlb"][name]
+        return " / ".join(
+            "inf" if cell[k] is None else f"{cell[k]:.3f}" for k in ("sigma_p10", "sigma_median", "sigma_p90")
+        )
+
+    lines = [
+        f"{report['set']}: {overall['n']} spectra, median S/N {overall['snr_median']:.1f}, "
+        f"scenario {report['scenario']} (nuisances: {report['nuisances']})",
+        f"  CRLB of log g, dex (p10 / median / p90): 3D {sigma('3d')}; 5D {sigma('5d')}; scenario {sigma('scenario')}; "
+        f"infinite {100 * own['infinite_share']:.1f} %",
+        f"  R2_max of the scenario's CRLB: median {own['r2_max_median']:.3f}, pooled {own['r2_pooled_of_finite']:.3f}; "
+        f"Schur decay 3D {overall['schur_decay']['3d']:.3f}, 5D {overall['schur_decay']['5d']:.3f}",
+    ]
+    if "van_trees" in report:
+        bound = report["van_trees"]
+        lines.append(f"  van Trees: no estimator reaches {bound['rmse']:.3f} dex rms, R2 {bound['r2']:.3f}")
+    if "posterior" in overall:
+        found = overall["posterior"]
+        r2 = found["r2_from_variance"]
+        exact = f"R2 {found['r2'][0]:.4f} [{found['r2'][1]:.4f} {found['r2'][2]:.4f}], " if "r2" in found else ""
+        lines.append(
+            f"  posterior mean (MMSE): {exact}from its variance {r2[0]:.4f} [{r2[1]:.4f} {r2[2]:.4f}]; "
+            f"effective samples: 1 % below {found['ess_p1']:.0f}"
+        )
+    return "\n".join(lines)
