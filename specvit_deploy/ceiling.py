@@ -27,7 +27,7 @@ from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.simulation import TABLE, read_params
 from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
-from specvit_deploy.lattice import lattice, lattice_jacobian
+from specvit_deploy.lattice import RegularGrid, lattice_jacobian
 from specvit_deploy.noise import transmission
 from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.quality import median_snr
@@ -76,6 +76,8 @@ class Job:
         Whether to sample it.
     emulator : Path, optional
         Instead of the embedded one.
+    nodes : Path, optional
+        Node file of a regular grid whose differences replace the emulator's; `labels` are nodes of it.
     """
 
     scenario: str
@@ -85,6 +87,7 @@ class Job:
     grid: bool = False
     posterior: bool = True
     emulator: Path | None = None
+    nodes: Path | None = None
 
     def __len__(self) -> int:
         if self.recipe is not None:
@@ -104,6 +107,7 @@ class Worker:
 
     job: Job
     model: Emulator = field(init=False)
+    grid: RegularGrid | None = None
 
     def __post_init__(self) -> None:
         self.model = Emulator.load(self.job.emulator) if self.job.emulator else default_emulator()
@@ -154,25 +158,30 @@ class Worker:
         else:
             ivar = np.where(np.isfinite(error) & (error > 0) & np.isfinite(flux), error, np.inf).astype(float) ** -2
         if self.job.grid:
-            parts = {"3d": self._differences(labels, ivar, THREE), "5d": self._differences(labels, ivar, LABELS)}
-            full = parts["5d"]
+            jacobian, free = self._differences(labels)
+            full = Information(information(jacobian, ivar), free, np.full(len(free), np.inf))
+            parts = {"3d": full.about(*THREE), **({"5d": full} if free == LABELS else {})}
         else:
             full = spectrum_information(self.model, labels, ivar, LABELS, Nuisances.of(SURVEY))
             parts = {name: full.about(*free) for name, free in CASES.items()}
-        own = full.about(*LABELS, *Nuisances.of(self.scenario).prior_sd) if not self.job.grid else full
-        box = dict(zip(LABELS, LABEL_BOX.sd, strict=True))
+        nuisances = () if self.job.grid else tuple(Nuisances.of(self.scenario).prior_sd)
+        own = full if self.job.grid else full.about(*LABELS, *nuisances)
         out = {f"crlb_{name}": part.sigma("log_g") for name, part in parts.items()}
-        out |= {f"decay_{name}": parts[name].decay("log_g") for name in ("3d", "5d")}
-        nuisances = [name for name in own.names if name not in LABELS]
+        out |= {f"decay_{name}": parts[name].decay("log_g") for name in ("3d", "5d") if name in parts}
+        prior = {name: sd for name, sd in zip(LABELS, LABEL_BOX.sd, strict=True) if name in own.names}
         return out | {
             "crlb": own.sigma("log_g"),
-            "crlb_prior": own.with_prior(box).sigma("log_g"),
+            "crlb_prior": own.with_prior(prior).sigma("log_g"),
             "information": own.without(*nuisances).matrix,
         }
 
-    def _differences(self, labels: Array, ivar: Array, free: Sequence[str]) -> Information:
-        matrix = information(lattice_jacobian(self.model, labels, free), ivar)
-        return Information(matrix, tuple(free), np.full(len(free), np.inf))
+    def _differences(self, labels: Array) -> tuple[Array, tuple[str, ...]]:
+        """Differences between neighbouring nodes and the labels they are taken along."""
+        if self.job.nodes is None:
+            return lattice_jacobian(self.model, labels), LABELS
+        if self.grid is None:
+            self.grid = RegularGrid.open(self.job.nodes)
+        return self.grid.jacobian(labels), self.grid.free
 
 
 def measure(job: Job, workers: int = 1, advance: Callable[[int], None] = lambda rows: None) -> Columns:
@@ -273,9 +282,3 @@ def population_ceiling(job: Job, workers: int = 1, seed: int = SEED + 1) -> dict
             for snr, b in parts
         ],
     }  # fmt: skip
-
-
-def lattice_labels(n: int, seed: int = SEED) -> Array:
-    """At most `n` nodes of the five-label lattice, drawn at random."""
-    nodes = lattice()
-    return nodes[np.random.default_rng(seed).permutation(len(nodes))[:n]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -16,13 +17,13 @@ from specvit_deploy.ceiling import (
     SEED,
     Columns,
     Job,
-    lattice_labels,
     measure,
     population_ceiling,
 )
 from specvit_deploy.ceiling_report import describe, summarise, write_csv, write_stars
 from specvit_deploy.cli import progress
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.lattice import RegularGrid, lattice_labels
 from specvit_deploy.recipe import Recipe, test_recipe
 
 PathOption = click.Path(path_type=Path)
@@ -48,6 +49,7 @@ PathOption = click.Path(path_type=Path)
     show_default=True,
     help="Exact derivatives of the emulator, or differences between lattice nodes.",
 )
+@click.option("--nodes", type=PathOption, help="Your own regular grid (node file) for --method grid.")
 @click.option("--emulator", type=PathOption, help="Emulator file.  [default: the embedded one]")
 @click.option("--posterior/--no-posterior", default=True, show_default=True, help="Sample the exact posterior (MMSE).")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
@@ -66,6 +68,7 @@ def ceiling(
     n: int | None,
     lattice: bool,
     method: str,
+    nodes: Path | None,
     emulator: Path | None,
     posterior: bool,
     workers: int,
@@ -76,8 +79,11 @@ def ceiling(
     accuracy: tuple[Path, ...],
 ) -> None:
     """Say what no estimator can beat: Cramer-Rao and van Trees bounds and the MMSE, of magnitudes or a CATALOG."""
-    if method == "grid" and not lattice:
-        raise click.UsageError("--method grid takes differences between nodes: add --lattice")
+    grid = method == "grid"
+    if grid != (lattice or nodes is not None) and (grid or nodes):
+        raise click.UsageError("--method grid takes differences between nodes: add --lattice, or --nodes FILE")
+    if catalog and (lattice or nodes):
+        raise click.UsageError("the stars of a CATALOG have their own labels: leave --lattice and --nodes out")
     if sum((catalog is not None, bool(mag), test_set)) > 1:
         raise click.UsageError("give a CATALOG, or --mag, or --test-set")
     models = [json.loads(path.read_text()) for path in accuracy]
@@ -85,16 +91,19 @@ def ceiling(
     if catalog:
         recipes = [(catalog.name, None)]
     elif test_set:
-        recipe = test_recipe(scenario, n or 10_000)
-        recipes = [(f"test set {recipe.hash}", recipe)]
+        named = test_recipe(scenario, n or 10_000)
+        recipes = [(f"test set {named.hash}", named)]
     else:
         recipes = [(f"mag {m:g}", Recipe(scenario, (m, m), n or 1000, SEED)) for m in mag or REFERENCE_MAGS]
     if stars and len(recipes) > 1:
         raise click.UsageError("--stars holds one set: give one --mag")
     reports = []
     for name, recipe in recipes:
-        labels = lattice_labels(recipe.n) if lattice and recipe else None
-        job = Job(scenario, recipe, catalog, labels, method == "grid", posterior and not lattice, emulator)
+        labels = None
+        if recipe and (lattice or nodes):
+            labels = RegularGrid.open(nodes).labels(recipe.n, SEED) if nodes else lattice_labels(recipe.n, SEED)
+            recipe = replace(recipe, n=len(labels))
+        job = Job(scenario, recipe, catalog, labels, grid, posterior and labels is None, emulator, nodes)
         report, columns = _one(job, name, workers)
         reports.append(report)
         click.echo(_lines(report))

@@ -69,7 +69,8 @@ def _group(columns: Columns, rows: NDArray[np.bool_]) -> dict[str, Any]:
         "crlb": sigma,
         "crlb_prior": {"median": float(np.median(columns["crlb_prior"][rows])),
                        "rms": float(np.sqrt((columns["crlb_prior"][rows] ** 2).mean()))},
-        "schur_decay": {name: float(np.median(columns[f"decay_{name}"][rows])) for name in ("3d", "5d")},
+        "schur_decay": {name: float(np.median(columns[f"decay_{name}"][rows])) for name in ("3d", "5d")
+                        if f"decay_{name}" in columns},
     }  # fmt: skip
     if "mean" in columns:
         out["posterior"] = _posterior({name: column[rows] for name, column in columns.items()})

@@ -130,8 +130,9 @@ def compress(templates: Templates, flux: Array, ivar: Array, index: NDArray[np.i
             design = rows * weight[i]
             gram[i] = design @ design.T
             projection[i] = design @ weighted[i]
+    power: Array = np.einsum("np,np,np->n", ivar, flux, flux)
     return Compressed(
-        gram, projection, (ivar * flux**2).sum(1), templates.velocity[index], np.count_nonzero(ivar, axis=1)
+        gram, projection, power, np.asarray(templates.velocity[index], np.float64), np.count_nonzero(ivar, axis=1)
     )
 
 

@@ -143,9 +143,9 @@ def marginal_sigma(matrix: Array, prior_sd: ArrayLike = np.inf) -> Array:
     """
     prior = np.broadcast_to(np.asarray(prior_sd, np.float64), matrix.shape[-1:])
     total = matrix + np.diag(prior**-2.0)
-    valid = np.isfinite(total).all(axis=(1, 2))
-    own = np.where(valid[:, None], np.einsum("nii->ni", total), 0.0)
-    none = np.asarray(own <= 0)
+    valid = np.asarray(np.isfinite(total).all(axis=(1, 2)), np.bool_)
+    own: Array = np.where(valid[:, None], np.einsum("nii->ni", total), 0.0)
+    none = own <= 0
     scale = 1.0 / np.sqrt(np.where(none, 1.0, own))
     unit = np.where(valid[:, None, None], total, 0.0) * scale[:, :, None] * scale[:, None, :]
     unit = np.where(none[:, :, None] | none[:, None, :], np.eye(total.shape[1]), unit)

@@ -8,13 +8,16 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.labels import LABELS
+from specvit_deploy.labels import LABEL_BOX, LABELS
+from specvit_deploy.nodes import MARGIN, Nodes, read_nodes
 
 AXES = {
     "T_eff": tuple(np.arange(3750.0, 6001.0, 250.0)),
@@ -45,6 +48,64 @@ def lattice_jacobian(emulator: Emulator, labels: Array, free: Sequence[str] = LA
     return np.stack(out, 1)
 
 
+@dataclass(frozen=True)
+class Neighbours:
+    """Nodes of a regular grid that can be differentiated: M nodes, k labels.
+
+    Parameters
+    ----------
+    rows : (M,) array
+        The nodes.
+    low, high : (M, k) arrays
+        Their neighbours on both sides along each label, or the node itself where one is missing.
+    step : (M, k) array
+        Label of `high` minus label of `low`.
+    """
+
+    rows: NDArray[np.int64]
+    low: NDArray[np.int64]
+    high: NDArray[np.int64]
+    step: Array
+
+
+def neighbours(labels: Array, free: Sequence[str] = LABELS) -> Neighbours:
+    """Find the nodes of a regular grid that have a neighbour along every free label.
+
+    Parameters
+    ----------
+    labels : (N, 5) array
+        Nodes; some of the grid's may be missing.
+    free : sequence of str
+        Labels to differentiate by.
+
+    Raises
+    ------
+    SpecVitError
+        If no node has.
+    """
+    rounded = np.round(labels, 6)
+    place = {tuple(row): i for i, row in enumerate(rounded.tolist())}
+    columns = [LABELS.index(name) for name in free]
+    found = np.full((len(labels), len(columns), 2), -1)
+    for k, column in enumerate(columns):
+        values = np.unique(rounded[:, column]).tolist()
+        rank = {value: r for r, value in enumerate(values)}
+        for row, i in place.items():
+            for side, step in enumerate((-1, 1)):
+                r = rank[row[column]] + step
+                if 0 <= r < len(values):
+                    found[i, k, side] = place.get((*row[:column], values[r], *row[column + 1 :]), -1)
+    missing = np.less(found, 0)
+    rows = np.flatnonzero(~missing.all(axis=2).any(axis=1))
+    if len(rows) == 0:
+        raise SpecVitError(f"no node has a neighbour along {', '.join(free)}; give a regular grid, or fewer labels")
+    found = np.where(missing, np.arange(len(labels))[:, None, None], found)[rows]
+    low, high = found[..., 0], found[..., 1]
+    return Neighbours(
+        rows, low, high, np.stack([labels[high[:, k], c] - labels[low[:, k], c] for k, c in enumerate(columns)], 1)
+    )
+
+
 def node_differences(labels: Array, flux: Array, free: Sequence[str] = LABELS) -> tuple[Array, NDArray[np.int64]]:
     """Central differences between the neighbours of each node.
 
@@ -69,24 +130,57 @@ def node_differences(labels: Array, flux: Array, free: Sequence[str] = LABELS) -
     SpecVitError
         If no node has.
     """
-    place = {tuple(row): i for i, row in enumerate(np.round(labels, 6).tolist())}
-    columns = [LABELS.index(name) for name in free]
-    neighbours = np.full((len(labels), len(columns), 2), -1)
-    for k, column in enumerate(columns):
-        values = np.unique(np.round(labels[:, column], 6)).tolist()
-        rank = {value: r for r, value in enumerate(values)}
-        for row, i in place.items():
-            for side, step in enumerate((-1, 1)):
-                r = rank[row[column]] + step
-                if 0 <= r < len(values):
-                    other = (*row[:column], values[r], *row[column + 1 :])
-                    neighbours[i, k, side] = place.get(other, -1)
-    here = np.arange(len(labels))[:, None, None]
-    alone = np.asarray(neighbours < 0).all(axis=2).any(axis=1)
-    neighbours = np.where(neighbours < 0, here, neighbours)
-    rows = np.flatnonzero(~alone)
-    if len(rows) == 0:
-        raise SpecVitError(f"no node has a neighbour along {', '.join(free)}; give a regular grid, or fewer labels")
-    low, high = neighbours[rows, :, 0], neighbours[rows, :, 1]
-    step = np.stack([labels[high[:, k], c] - labels[low[:, k], c] for k, c in enumerate(columns)], 1)
-    return (flux[high] - flux[low]) / step[:, :, None], rows
+    near = neighbours(labels, free)
+    return (flux[near.high] - flux[near.low]) / near.step[:, :, None], near.rows
+
+
+@dataclass(frozen=True)
+class RegularGrid:
+    """A node file whose nodes lie on a regular grid, differentiated by differences.
+
+    Parameters
+    ----------
+    nodes : Nodes
+        Labels and spectra.
+    free : tuple of str
+        All five labels, or the three without abundances if those do not vary.
+    near : Neighbours
+        The nodes that have neighbours along them.
+    """
+
+    nodes: Nodes
+    free: tuple[str, ...]
+    near: Neighbours
+
+    @classmethod
+    def open(cls, path: Path) -> RegularGrid:
+        """Read a node file.
+
+        Raises
+        ------
+        SpecVitError
+            If its nodes have no neighbours along T_eff, log g and [M/H].
+        """
+        nodes = read_nodes(path)
+        varies = np.ptp(nodes.labels, axis=0) > 0
+        free = LABELS if varies.all() else ("T_eff", "log_g", "M_H")
+        return cls(nodes, free, neighbours(nodes.labels, free))
+
+    def labels(self, n: int, seed: int) -> Array:
+        """At most `n` of the nodes with neighbours inside the label box, drawn at random, (M, 5)."""
+        rows = self.near.rows[LABEL_BOX.contains(self.nodes.labels[self.near.rows])]
+        return np.asarray(self.nodes.labels[np.random.default_rng(seed).permutation(rows)[:n]])
+
+    def jacobian(self, labels: Array) -> Array:
+        """Differences (N, len(free), n) at nodes with these `labels`, per K and dex."""
+        place = {tuple(self.nodes.labels[row]): i for i, row in enumerate(self.near.rows)}
+        rows = np.array([place[tuple(row)] for row in labels])
+        flux = self.nodes.flux[:, MARGIN:-MARGIN]
+        out: Array = (flux[self.near.high[rows]] - flux[self.near.low[rows]]) / self.near.step[rows][:, :, None]
+        return out
+
+
+def lattice_labels(n: int, seed: int) -> Array:
+    """At most `n` nodes of the BOSZ lattice, drawn at random, (M, 5)."""
+    nodes = lattice()
+    return nodes[np.random.default_rng(seed).permutation(len(nodes))[:n]]

@@ -96,11 +96,12 @@ class Likelihood:
             for u in range(t, kinds):
                 hessian[..., t, u] = hessian[..., u, t] = ((terms @ gram[:, t, :, u]) * terms).sum(-1)
         if not self.scenario.amplitude_free:
-            return h[..., 0] - 0.5 * hessian[..., 0, 0], np.ones_like(h)
+            value: Array = h[..., 0] - 0.5 * hessian[..., 0, 0]
+            return value, np.ones_like(h)
         own = hessian[..., 0, 0].clip(min=1e-300)
         amplitude = np.maximum(h[..., 0] / own, own**-0.5)
         hessian += self.prior_precision(data, amplitude)
-        q = np.linalg.solve(hessian, h[..., None])[..., 0]
+        q = np.asarray(np.linalg.solve(hessian, h[..., None])[..., 0], np.float64)
         value = 0.5 * (h * q).sum(-1)
         if not profile:
             value = value - 0.5 * np.linalg.slogdet(hessian)[1] - kinds * np.log(amplitude)

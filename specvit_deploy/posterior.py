@@ -53,6 +53,8 @@ LINEAR, EDGE = 6.0, 0.5
 """Coordinates of the sampling, see `to_open`."""
 FARTHEST = 0.5 * LINEAR + 26.0 * EDGE
 """Coordinates are kept within this: 1e-11 of the box from its edge."""
+WIDEST = 12.0
+"""Largest variance of a proposal; the prior has 6.8."""
 REACH = 0.5 * LINEAR + 12.0 * EDGE
 """Modes on the edge of the box stop here."""
 
@@ -257,7 +259,8 @@ class PosteriorSampler:
         value, _ = self.likelihood(
             data, np.broadcast_to(self.library_terms, (len(data.power), *self.library_terms.shape))
         )
-        return self.library[np.stack([np.where(self.quarter == k, value, -np.inf).argmax(1) for k in range(4)], 1)]
+        best = np.stack([np.where(self.quarter == k, value, -np.inf).argmax(1) for k in range(4)], 1)
+        return np.asarray(self.library[best])
 
     def _modes(self, data: Compressed, phi: Array, use_prior: bool) -> Modes:
         """Levenberg-Marquardt from coordinates (N, L, 5)."""
@@ -361,7 +364,7 @@ class PosteriorSampler:
                 np.concatenate([precision, LOOSEN * (precision + self._expand(data.part(active), local, True)[3])], 1),
             )
             proposal = proposals[0].and_about(center, precision)
-        return Posterior(**out)  # type: ignore[arg-type]
+        return Posterior(**out)
 
 
 @dataclass(frozen=True)
@@ -376,17 +379,17 @@ class Proposal:
     def about(cls, modes: Modes, rows: NDArray[np.int64]) -> Proposal:
         """Laplace approximations about the modes, weighted by their evidence but never below 2 %."""
         precision, value = modes.precision[rows], modes.value[rows]
-        root = _safe_root(np.linalg.inv(precision + 1e-3 * np.eye(5)))
+        root = _safe_root(precision)
         log_evidence = value + np.log(np.einsum("nlii->nli", root)).sum(-1)
         share = np.exp(log_evidence - log_evidence.max(1, keepdims=True)).clip(min=0.02)
         return cls(modes.phi[rows], root, (1.0 - PRIOR_SHARE) * share / share.sum(1, keepdims=True))
 
     def and_about(self, center: Array, precision: Array) -> Proposal:
-        """Add Student-t at `center` (N, L, 5) with equal shares of `FITTED_SHARE`."""
+        """Add Student-t at `center` (N, L, 5); the first has half of `FITTED_SHARE`, the others the rest."""
         share = np.full(center.shape[:2], 0.5 * FITTED_SHARE / (center.shape[1] - 1))
         share[:, 0] = 0.5 * FITTED_SHARE
         rest = 1.0 - FITTED_SHARE / (1.0 - PRIOR_SHARE)
-        root = _safe_root(np.linalg.inv(precision + 1e-3 * np.eye(5)))
+        root = _safe_root(precision)
         return Proposal(
             np.concatenate([center, self.center], 1),
             np.concatenate([root, self.root], 1),
@@ -472,11 +475,11 @@ def _tempered(log_weight: Array) -> Array:
     return weight
 
 
-def _safe_root(covariance: Array) -> Array:
-    """Cholesky factor of covariances in the coordinates, variances limited to those of a wide prior."""
-    size = np.sqrt(np.einsum("...ii->...i", covariance) / 12.0).clip(min=1.0)
-    limited = covariance / size[..., None] / size[..., None, :]
-    out: Array = np.linalg.cholesky(limited + 1e-9 * np.eye(5))
+def _safe_root(precision: Array) -> Array:
+    """Cholesky factor of the inverse of precisions (..., 5, 5), variances limited to that of the prior."""
+    covariance = np.asarray(np.linalg.inv(precision + 1e-3 * np.eye(5)), np.float64)
+    size = np.sqrt(np.einsum("...ii->...i", covariance) / WIDEST).clip(min=1.0)
+    out: Array = np.linalg.cholesky(covariance / size[..., None] / size[..., None, :] + 1e-9 * np.eye(5))
     return out
 
 

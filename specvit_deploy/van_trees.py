@@ -67,9 +67,9 @@ def population_bound(
     train, test = half[: n // 2], half[n // 2 :]
     index: NDArray[np.int64] = np.array(indices)
     regular, mean = _geometry(index)
-    goal = np.zeros((dimensions, len(index)))
-    goal[label] = mean[:, label]
-    goal = goal.reshape(-1)
+    along = np.zeros((dimensions, len(index)))
+    along[label] = mean[:, label]
+    goal: Array = along.reshape(-1)
     fields = _fields(u[train], index)
     fisher = np.einsum("jam,aji,ian->jmin", fields, information[train], fields, optimize=True).reshape(size, size)
     field = np.linalg.solve(fisher / len(train) + regular, goal)
@@ -82,7 +82,7 @@ def population_bound(
     return PopulationBound(float(scale / (own.mean() + roughness)), float(np.std(scale / (means + roughness))))
 
 
-def _fields(u: Array, index: Array) -> Array:
+def _fields(u: Array, index: NDArray[np.int64]) -> Array:
     """Basis fields (D, N, M): along each label j the functions sin_j prod_(i != j) P_i."""
     top = int(index.max()) + 1
     legendre = np.polynomial.legendre.legvander(2.0 * u - 1.0, top - 1) * np.sqrt(2.0 * np.arange(top) + 1.0)
@@ -97,7 +97,7 @@ def _fields(u: Array, index: Array) -> Array:
     return np.stack(out)
 
 
-def _geometry(index: Array) -> tuple[Array, Array]:
+def _geometry(index: NDArray[np.int64]) -> tuple[Array, Array]:
     """E[div div] (D M, D M) and the mean of each basis function along each label (M, D), exactly."""
     top, dimensions = int(index.max()) + 1, index.shape[1]
     node, weight = np.polynomial.legendre.leggauss(4 * top + 16)

@@ -29,10 +29,12 @@ pytest.importorskip("torch", reason="needs the 'train' extra")
 from scipy.interpolate import BSpline
 from scipy.sparse import csr_array
 from specvit_training import grids
-from specvit_training.emulator_fit import MARGIN, FitConfig, Nodes, fit_emulator, read_nodes
+from specvit_training.emulator_fit import FitConfig, fit_emulator
 from specvit_training.grids import bosz2017, bosz2024
 from specvit_training.grids.response import FWHM_SIGMA
 from specvit_training.grids.spectrum import HC_K, TWO_PI_H_C2
+
+from specvit_deploy.nodes import MARGIN, Nodes, read_nodes
 
 GRID = PFS_MR.extended(MARGIN)
 FWHM = 1.36

@@ -94,7 +94,7 @@ def emulator() -> None:
 
 
 @emulator.command()
-@click.argument("nodes", type=PathOption)
+@click.argument("nodes", nargs=-1, required=True, type=PathOption)
 @click.option(
     "-o",
     "--output",
@@ -105,11 +105,32 @@ def emulator() -> None:
 )
 @click.option("--seed", default=7, show_default=True, help="Of the hold-out and the start.")
 @click.option("--steps", default=10_000, show_default=True, help="Optimiser steps of each member.")
-def fit(nodes: Path, output: Path, seed: int, steps: int) -> None:
-    """Fit an emulator to NODES (HDF5: params, flux, wave, node_id)."""
-    from specvit_training.emulator_fit import FitConfig, evaluate_emulator, fit_emulator, read_nodes
+@click.option("--node-file", type=PathOption, help="Where converted spectra go.  [default: OUTPUT with .nodes.h5]")
+@click.option(
+    "--medium",
+    type=click.Choice(["vacuum", "air"]),
+    help="Of the wavelengths in the files.  [default: vacuum for BOSZ 2017, air for 2024]",
+)
+@click.option("--resolution", type=click.IntRange(1), help="Which, when there are files of several.")
+@click.option("--vmicro", type=click.FloatRange(min=0), help="Microturbulence, km/s, when there are several.")
+@click.option("--wavelengths", type=PathOption, help="Wavelength file of BOSZ 2024.  [default: beside the spectra]")
+@click.option("--limit", type=click.IntRange(1), help="Use at most this many nodes, scattered over the grid.")
+@click.option(
+    "--fwhm",
+    default=1.36,
+    show_default=True,
+    type=click.FloatRange(min=0, min_open=True),
+    help="Line spread before the pixel average, A.",
+)
+@click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Of the conversion.")
+def fit(nodes: tuple[Path, ...], output: Path, seed: int, steps: int, node_file: Path | None, **settings: Any) -> None:
+    """Fit an emulator to NODES: a node file, or spectra and folders of a BOSZ grid (2017 or 2024)."""
+    from specvit_training.emulator_fit import FitConfig, evaluate_emulator, fit_emulator
+    from specvit_training.grids import read_grid
 
-    grid = read_nodes(nodes)
+    with progress("convert") as (start, advance):
+        target = node_file or output.with_suffix(".nodes.h5")
+        grid = read_grid(nodes, target, log=click.echo, start=start, advance=advance, **settings)
     fitted = fit_emulator(grid, FitConfig(seed=seed, steps=steps))
     fitted.save(output)
     click.echo(f"wrote {output}")
@@ -122,7 +143,8 @@ def fit(nodes: Path, output: Path, seed: int, steps: int) -> None:
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 def evaluate_on_nodes(nodes: Path, path: Path | None, output: Path | None) -> None:
     """Judge an emulator on the nodes of NODES that its fit never saw."""
-    from specvit_training.emulator_fit import evaluate_emulator, read_nodes
+    from specvit_deploy.nodes import read_nodes
+    from specvit_training.emulator_fit import evaluate_emulator
 
     report = evaluate_emulator(_load(path), read_nodes(nodes))
     if output:

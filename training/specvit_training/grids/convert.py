@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import h5py
 import numpy as np
@@ -18,14 +18,12 @@ from specvit_deploy.atomic import whole_file
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.grid import PFS_MR, WavelengthGrid
 from specvit_deploy.labels import LABELS, UNITS, LabelBox
+from specvit_deploy.nodes import MARGIN, Nodes, read_nodes
 from specvit_training.grids.files import GENERATIONS, Paths, as_paths, choose, find_spectra, find_wavelengths
 from specvit_training.grids.part import KEY_BYTES, Part
 from specvit_training.grids.response import limits
 from specvit_training.grids.rows import Medium, Recipe, convert_all
 from specvit_training.grids.spectrum import GridSpectrum
-
-if TYPE_CHECKING:
-    from specvit_training.emulator_fit import Nodes
 
 GIVE_UP = 20
 """Stop when so many spectra are broken and none was good."""
@@ -81,8 +79,6 @@ def convert(
     SpecVitError
         If no choice of files can be made, or more than half of them are broken. Fewer are skipped with a warning.
     """
-    from specvit_training.emulator_fit import MARGIN
-
     output = Path(output)
     found = find_spectra(paths)
     spectra = choose(found, region=region, resolution=resolution, vmicro=vmicro, limit=limit)
@@ -148,8 +144,6 @@ def read_grid(paths: Paths, node_file: str | Path = "nodes.h5", **settings: Any)
     **settings
         Of `convert`.
     """
-    from specvit_training.emulator_fit import read_nodes
-
     given = as_paths(paths)
     is_spectra = len(given) != 1 or given[0].is_dir() or any(g.parse(given[0]) for g in GENERATIONS.values())
     return read_nodes(convert(given, node_file, **settings) if is_spectra else given[0])
