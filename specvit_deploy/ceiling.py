@@ -50,7 +50,7 @@ CASES: dict[str, tuple[str, ...]] = {
     "5d_all": (*LABELS, "amplitude", "continuum_1", "velocity"),
 }
 """What is unknown in each Cramer-Rao bound; nuisances with the priors of the survey scenario."""
-BOUND_BINS, BOUND_ROWS = 8, 2688
+BOUND_BINS, BOUND_ROWS = 6, 12_000
 """Slices in brightness, and spectra in each, of the van Trees bound of a range of magnitudes."""
 
 Columns = dict[str, NDArray[Any]]
@@ -259,7 +259,7 @@ def population_ceiling(job: Job, workers: int = 1, seed: int = SEED + 1) -> dict
     if recipe is None or job.labels is not None:
         raise SpecVitError("the van Trees bound needs uniform labels: use magnitudes or the test set")
     bins = 1 if recipe.mag[0] == recipe.mag[1] else BOUND_BINS
-    rows_wanted = BOUND_ROWS * max(bins, 2)
+    rows_wanted = BOUND_ROWS * bins
     fresh = replace(job, recipe=replace(recipe, n=rows_wanted, seed=seed), posterior=False)
     columns = measure(fresh, workers)
     variance_of_box = float(LABEL_BOX.sd[LOG_G] ** 2)

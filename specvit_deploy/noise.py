@@ -61,6 +61,13 @@ def snr_law(mag: float | NDArray[np.float64]) -> Any:
     return signal / np.sqrt(signal + BACKGROUND_ELECTRONS)
 
 
+def expected_error(noise: NoiseModel, flux: NDArray[np.float64], mag: float) -> NDArray[np.float64]:
+    """Error (N, n) that clean flux (N, n) of a star of `mag` is expected to have under nominal conditions."""
+    per_flux = SIGNAL_SCALE * SIGNAL_ELECTRONS * 10 ** (-0.4 * (mag - REFERENCE_MAG)) * noise.response
+    per_flux = per_flux / np.median(flux * noise.response, axis=1, keepdims=True)
+    return np.asarray(np.sqrt(flux * per_flux + noise.background(1.0, 1.0)) / per_flux)
+
+
 def transmission(seeing: Any, zenith: Any, field: Any, xp: Any = np) -> Any:
     """Light that reaches the detector, relative to seeing 1.0 arcsec, zenith distance 22.5 deg, field 0.325 deg.
 

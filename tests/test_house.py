@@ -21,11 +21,13 @@ PACKAGES = {
     "specvit_deploy": ROOT / "specvit_deploy",
     "specvit_training": ROOT / "training" / "specvit_training",
     "specvit_export": ROOT / "export" / "specvit_export",
+    "specvit_benchmarks": ROOT / "benchmarks" / "specvit_benchmarks",
 }
 MAY_IMPORT = {
     "specvit_deploy": set(),
     "specvit_training": {"specvit_deploy"},
     "specvit_export": {"specvit_deploy", "specvit_training"},
+    "specvit_benchmarks": {"specvit_deploy", "specvit_training", "specvit_export"},
 }
 
 

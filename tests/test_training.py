@@ -18,13 +18,13 @@ from specvit_training.commands import seconds
 from specvit_training.estimator import sufficient_statistic
 from specvit_training.evaluate import evaluate
 from specvit_training.gls_mlp import AMPLITUDE_SD, GlsMlp
-from specvit_deploy.metrics import paired_r2_difference, scores, with_intervals
 from specvit_training.stream import Batch, Share, Stream, loader, masked_error, torch_simulator
 from specvit_training.vit import Normalised
 
 import specvit_deploy as sv
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.labels import LABEL_BOX
+from specvit_deploy.metrics import paired_r2_difference, scores, with_intervals
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.recipe import TEST_SEED, test_recipe
 

@@ -140,16 +140,34 @@ def fit(nodes: tuple[Path, ...], output: Path, seed: int, steps: int, node_file:
 @emulator.command("evaluate")
 @click.argument("nodes", type=PathOption)
 @click.option("--emulator", "path", type=PathOption, help="Emulator to judge.  [default: the embedded one]")
+@click.option("--bundle", default="pfs-mr-study", show_default=True, help="Whose quality bits should catch errors.")
+@click.option("--curve", is_flag=True, help="Also fit emulators on 150, 300, 600 and all nodes (minutes).")
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
-def evaluate_on_nodes(nodes: Path, path: Path | None, output: Path | None) -> None:
-    """Judge an emulator on the nodes of NODES that its fit never saw."""
+def evaluate_on_nodes(nodes: Path, path: Path | None, bundle: str, curve: bool, output: Path | None) -> None:
+    """Judge an emulator on the nodes of NODES that its fit never saw: flux, and what its errors do to log g."""
     from specvit_deploy.nodes import read_nodes
     from specvit_training.emulator_fit import evaluate_emulator
+    from specvit_training.emulator_honesty import flagged, learning_curve, shifts
 
-    report = evaluate_emulator(_load(path), read_nodes(nodes))
+    model, grid = _load(path), read_nodes(nodes)
+    report: dict[str, Any] = {
+        "flux": evaluate_emulator(model, grid),
+        "log_g": shifts(model, grid),
+        "flags": flagged(model, grid, bundle),
+    }
+    _print_evaluation(report["flux"])
+    for region, figures in report["log_g"].items():
+        caught = report["flags"][region]
+        click.echo(
+            f"  {region}: |shift of log g| / CRLB at magnitude {figures['mag']:g}: median "
+            f"{figures['shift_over_crlb_median']:.2f}, p95 {figures['shift_over_crlb_p95']:.2f}; at magnitude "
+            f"{caught['mag']:g} {100 * caught['off_share']:.1f} % are off by more than log_g_err, "
+            f"{'none' if caught['caught_of_off'] is None else format(caught['caught_of_off'], '.0%')} of these caught"
+        )
+    if curve:
+        report["curve"] = learning_curve(grid, log=click.echo)
     if output:
-        write_json(output, dict(report))
-    _print_evaluation(report)
+        write_json(output, report)
 
 
 @emulator.command("match")

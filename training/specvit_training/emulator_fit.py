@@ -41,6 +41,8 @@ class FitConfig:
         Nodes set aside.
     seed : int
         Of the split and the start.
+    limit : int, optional
+        Train on at most this many of the nodes that the hold-out leaves.
     """
 
     components: int = 60
@@ -50,6 +52,7 @@ class FitConfig:
     weight_decay: float = 0.3
     holdout: int = 144
     seed: int = 7
+    limit: int | None = None
 
 
 def fit_emulator(nodes: Nodes, config: FitConfig) -> Emulator:
@@ -59,7 +62,12 @@ def fit_emulator(nodes: Nodes, config: FitConfig) -> Emulator:
     pure flux error (exponent 1) leaves the small components, which carry the faint lines, untrained.
     """
     order = np.random.default_rng(config.seed).permutation(len(nodes.labels))
-    held, train = order[: config.holdout], order[config.holdout :]
+    held, train = order[: config.holdout], order[config.holdout :][: config.limit]
+    if len(train) <= config.components:
+        raise SpecVitError(
+            f"{len(train)} nodes are left to train {config.components} components on after {config.holdout} are held "
+            "out; give more nodes"
+        )
     mean = nodes.flux[train].mean(axis=0)
     relative = nodes.flux[train] / mean - 1.0
     _, _, vt = np.linalg.svd(relative, full_matrices=False)  # the mean of `relative` is zero by construction

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from specvit_deploy.emulator import C_O_WIDTH, LOG_C_O_SUN, THETA_K, Array, Emulator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
-from specvit_deploy.noise import SIGNAL_ELECTRONS, SIGNAL_SCALE, NoiseModel
+from specvit_deploy.noise import REFERENCE_MAG, NoiseModel, expected_error
 from specvit_deploy.scenario import Scenario
 from specvit_training.vit import SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
@@ -361,9 +361,7 @@ def sufficient_statistic(emulator: Emulator, noise: NoiseModel) -> tuple[Array, 
     c = emulator.coefficients(rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (4000, 5)))
     basis = emulator.basis[:, emulator.inner]
     mean = emulator.mean[emulator.inner] + c.mean(axis=0) @ basis
-    per_flux = SIGNAL_SCALE * SIGNAL_ELECTRONS * noise.response / np.median(mean * noise.response)
-    variance = mean * per_flux + noise.fixed + noise.continuum + noise.lines
-    error = np.sqrt(variance) / per_flux
+    error = expected_error(noise, mean[None], REFERENCE_MAG)[0]
     covariance = np.cov(c.T)
     fisher = (basis / error**2) @ basis.T
     rows = np.linalg.solve(np.linalg.cholesky(fisher + np.linalg.inv(covariance)), basis / error)

@@ -1,0 +1,122 @@
+"""Cost of the limits: inside the graph over the bare network, and in numpy; and of the posterior.
+
+    python -m specvit_benchmarks.limits_speed -o benchmarks/results/limits-speed.json
+
+One thread. Contestants of a comparison take turns; medians over rounds, in process time.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import click
+import numpy as np
+import onnx
+from specvit_export.graph import build_graph
+from specvit_training.estimator import Estimator
+from specvit_training.vit import CONFIGS
+
+from specvit_deploy import __version__
+from specvit_deploy.atomic import whole_file
+from specvit_deploy.emulator import default_emulator
+from specvit_deploy.engines.onnxruntime import OnnxRuntimeEngine
+from specvit_deploy.fisher import Nuisances, spectrum_information
+from specvit_deploy.noise import default_noise_model
+from specvit_deploy.posterior import PosteriorSampler
+from specvit_deploy.recipe import test_recipe
+from specvit_deploy.scenario import SURVEY, get_scenario
+
+BATCH = 16
+ROUNDS = 9
+BARE = ["labels", "label_sigma"]
+"""Outputs that need no limits."""
+
+
+def spectra(scenario: str, n: int) -> tuple[Any, Any, Any]:
+    """Labels, flux and error of the first `n` test spectra."""
+    parts = list(test_recipe(scenario, n).blocks())
+    labels, flux, error = (np.concatenate(column) for column in zip(*parts, strict=True))
+    return labels.astype(np.float64), flux, error
+
+
+def take_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median process time in seconds of each, over interleaved rounds after one to warm up."""
+    times: dict[str, list[float]] = {name: [] for name in contestants}
+    for number in range(rounds + 1):
+        for name, run in contestants.items():
+            begun = time.process_time()
+            run()
+            if number:
+                times[name].append(time.process_time() - begun)
+    return {name: float(np.median(values)) for name, values in times.items()}
+
+
+def graph_cost(config: str, rounds: int) -> dict[str, float]:
+    """Milliseconds a spectrum of the whole graph and of the graph without limits, ONNX Runtime, one thread."""
+    _, flux, error = spectra("survey", BATCH)
+    estimator = Estimator(CONFIGS[config], default_emulator(), default_noise_model(), SURVEY)
+    with TemporaryDirectory() as folder:
+        whole, bare = Path(folder) / "whole.onnx", Path(folder) / "bare.onnx"
+        build_graph(estimator, whole, {})
+        onnx.utils.extract_model(str(whole), str(bare), ["flux", "error"], BARE)
+        engines = {name: OnnxRuntimeEngine(path, 1, BATCH) for name, path in (("whole", whole), ("bare", bare))}
+        found = take_turns({name: partial(engine.run, flux, error) for name, engine in engines.items()}, rounds)
+    milliseconds = {name: 1e3 * seconds / BATCH for name, seconds in found.items()}
+    return {**milliseconds, "limits": milliseconds["whole"] - milliseconds["bare"]}
+
+
+def numpy_cost(rounds: int, n: int = 256) -> dict[str, float]:
+    """Spectra a second and core of the bound with five labels and three nuisances in numpy (float64)."""
+    labels, _, error = spectra("survey", n)
+    emulator, ivar = default_emulator(), error.astype(np.float64) ** -2.0
+    nuisances = Nuisances.of(SURVEY)
+
+    def run() -> object:
+        return spectrum_information(emulator, labels, ivar, nuisances=nuisances).sigma("log_g")
+
+    return {"spectra_per_second": n / take_turns({"crlb": run}, rounds)["crlb"]}
+
+
+def posterior_cost(scenario: str, rounds: int, n: int = 128) -> dict[str, float]:
+    """Spectra a second and core of the posterior, and its effective sample size."""
+    _, flux, error = spectra(scenario, n)
+    sampler = PosteriorSampler(get_scenario(scenario))
+    seconds = take_turns({"posterior": lambda: sampler(flux, error)}, rounds)["posterior"]
+    ess = sampler(flux, error).ess
+    return {"spectra_per_second": n / seconds, "ess_median": float(np.median(ess)), "ess_minimum": float(ess.min())}
+
+
+@click.command()
+@click.option("-o", "--output", type=click.Path(path_type=Path), required=True, help="JSON to write.")
+@click.option("--rounds", default=ROUNDS, show_default=True, type=click.IntRange(1), help="Of each comparison.")
+def main(output: Path, rounds: int) -> None:
+    """Measure and write."""
+    result = {
+        "version": __version__,
+        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "threads": 1,
+        "batch": BATCH,
+        "graph_milliseconds_per_spectrum": {name: graph_cost(name, rounds) for name in ("small", "p16_h256_L6")},
+        "crlb_numpy": numpy_cost(rounds),
+        "posterior": {name: posterior_cost(name, max(1, rounds // 3)) for name in ("study", "survey")},
+    }
+    with whole_file(output) as temporary:
+        temporary.write_text(json.dumps(result, indent=1) + "\n")
+    click.echo(json.dumps(result, indent=1))
+
+
+def _processor() -> str:
+    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
+    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
+
+
+if __name__ == "__main__":
+    main()
