@@ -123,13 +123,16 @@ def compress(templates: Templates, flux: Array, ivar: Array, index: NDArray[np.i
     size = templates.kinds * templates.terms
     gram, projection = np.empty((len(flux), size, size)), np.empty((len(flux), size))
     weight = np.sqrt(ivar).astype(np.float32)
-    weighted = weight * flux.astype(np.float32)
     for velocity in np.unique(index):
         rows = templates.rows(int(velocity))
         for i in np.flatnonzero(index == velocity):
             design = rows * weight[i]
             gram[i] = design @ design.T
-            projection[i] = design @ weighted[i]
+            rest = rows[: templates.terms] * np.sqrt(
+                ivar[i]
+            )  # in double precision: chi2 is a small difference of these
+            gram[i, : templates.terms, : templates.terms] = rest @ rest.T
+            projection[i] = rows @ (ivar[i] * flux[i])
     power: Array = np.einsum("np,np,np->n", ivar, flux, flux)
     return Compressed(
         gram, projection, power, np.asarray(templates.velocity[index], np.float64), np.count_nonzero(ivar, axis=1)

@@ -105,8 +105,13 @@ class Information:
         keep = [i for i, name in enumerate(self.names) if name not in names]
         gone = [self._index(name) for name in names]
         own = self.matrix[:, gone][:, :, gone] + np.diag(self.prior_sd[gone] ** -2.0)
-        cross = self.matrix[:, keep][:, :, gone]
-        left = self.matrix[:, keep][:, :, keep] - cross @ np.linalg.pinv(own, hermitian=True) @ cross.swapaxes(1, 2)
+        scale = _unit_scale(own)
+        cross = self.matrix[:, keep][:, :, gone] * scale[:, None]
+        inverse = np.linalg.pinv(own * scale[:, :, None] * scale[:, None], rcond=GUARD, hermitian=True)
+        before = self.matrix[:, keep][:, :, keep]
+        left = before - cross @ inverse @ cross.swapaxes(1, 2)
+        kept = np.einsum("nii->ni", left) > GUARD * np.einsum("nii->ni", before)
+        left = left * kept[:, :, None] * kept[:, None]  # what is left of a collinear parameter is rounding
         return Information(left, tuple(self.names[i] for i in keep), self.prior_sd[keep])
 
     def sigma(self, name: str) -> Array:
@@ -123,6 +128,12 @@ class Information:
         if name not in self.names:
             raise SpecVitError(f"no parameter '{name}' here; there are {', '.join(self.names)}")
         return self.names.index(name)
+
+
+def _unit_scale(matrix: Array) -> Array:
+    """Factors (N, R) that bring the diagonal of (N, R, R) to one, one where it is not positive."""
+    own = np.einsum("nii->ni", matrix)
+    return np.asarray(1.0 / np.sqrt(np.where(own > 0, own, 1.0)))
 
 
 def marginal_sigma(matrix: Array, prior_sd: ArrayLike = np.inf) -> Array:
@@ -164,7 +175,7 @@ def information(rows: Array, ivar: Array) -> Array:
     return out
 
 
-def information_banded(rows: Array, covariance: Array) -> Array:
+def information_banded(rows: Array, covariance: Array, first: int = 0) -> Array:
     """F of derivatives `rows` (N, R, n) when neighbouring pixels are correlated.
 
     Parameters
@@ -174,6 +185,8 @@ def information_banded(rows: Array, covariance: Array) -> Array:
     covariance : (N, 1 + b, n) array
         Variance, and covariance of pixel i with i + 1, ... i + b (as PFS products store it). A pixel whose variance
         is not finite or not positive was not observed.
+    first : int
+        Number of the first row, for messages.
 
     Returns
     -------
@@ -202,13 +215,13 @@ def information_banded(rows: Array, covariance: Array) -> Array:
     for i in range(len(d)):
         for k in range(min(band, i), 0, -1):
             inner = sum(lower[k + m, i] * d[i - k - m] * lower[m, i - k] for m in range(1, min(band, i) - k + 1))
-            lower[k, i] = (c[k][i - k] - inner) / d[i - k]
+            lower[k, i] = (c[k][i - k] - inner) / np.where(d[i - k] > 0, d[i - k], 1.0)
         d[i] = c[0][i]
         for k in range(1, min(band, i) + 1):
             d[i] -= lower[k, i] ** 2 * d[i - k]
             y[i] -= lower[k, i][:, None] * y[i - k]
     if not (d > 0).all():
-        row = int(np.flatnonzero(~(d > 0).all(axis=0))[0])
+        row = first + int(np.flatnonzero(~(d > 0).all(axis=0))[0])
         raise SpecVitError(
             f"the noise covariance of row {row} is not positive definite; check its off-diagonals, or leave them out"
         )
@@ -291,7 +304,7 @@ def spectrum_information(
         out[part] = (
             information(rows, np.asarray(ivar[part], np.float64))
             if covariance is None
-            else information_banded(rows, np.asarray(covariance[part], np.float64))
+            else information_banded(rows, np.asarray(covariance[part], np.float64), start)
         )
     return Information(out, names, np.array([np.inf] * len(free) + list(nuisances.prior_sd.values())))
 
@@ -312,9 +325,12 @@ def in_model_units(flux: NDArray[np.float32], error: NDArray[np.float32], model:
         In units of the emulator's flux; both 0 at bad pixels.
     """
     good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
-    scale = np.array([np.median(e[g]) if g.any() else 1.0 for e, g in zip(error, good, strict=True)])[:, None]
+    scale = np.array([np.median(e[g]) if g.any() else 1.0 for e, g in zip(error, good, strict=True)], error.dtype)[
+        :, None
+    ]
     value = np.where(good, flux, 0.0) / scale
     ivar = np.where(good, scale / np.where(good, error, 1.0), 0.0) ** 2
     power = (ivar * model**2).sum(1, keepdims=True)
-    amplitude = np.maximum((ivar * value * model).sum(1, keepdims=True), np.sqrt(power)) / np.maximum(power, 1e-300)
+    overlap = np.maximum((ivar * value * model).sum(1, keepdims=True), np.sqrt(power))
+    amplitude = np.where(power > 0, overlap, 1.0) / np.where(power > 0, power, 1.0)
     return value / amplitude, ivar * amplitude**2

@@ -18,6 +18,8 @@ from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.noise import NoiseModel
 from specvit_deploy.scenario import Scenario
 
+SMALLEST_ERROR = 1e-4
+"""A smaller error, relative to the geometric mean of a spectrum's errors, is no error of a pixel."""
 SMALLEST_VARIANCE = 0.2
 """A corrected variance stays above this share of the given one."""
 
@@ -56,10 +58,11 @@ class Likelihood:
         """Flux and error (N, n) in the emulator's unit (nearly, where the amplitude is free), and the good pixels."""
         good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
         value, sigma = np.where(good, flux, 0.0).astype(np.float64), np.where(good, error, 1.0).astype(np.float64)
+        unit = np.exp((good * np.log(sigma)).sum(1) / np.maximum(good.sum(1), 1))[:, None]
+        sigma = sigma.clip(SMALLEST_ERROR * unit, None)
         if not self.scenario.amplitude_free:
             return value, sigma, good
         mean = self.emulator.mean[self.emulator.inner]
-        unit = np.exp((good * np.log(sigma)).sum(1) / np.maximum(good.sum(1), 1))[:, None]
         value, sigma = value / unit, sigma / unit
         ivar = good / sigma**2
         power = np.maximum((ivar * mean**2).sum(1, keepdims=True), 1e-300)
@@ -79,8 +82,14 @@ class Likelihood:
         gain = variance_per_flux(self.noise, value, sigma**2, good)
         variance = sigma**2 + gain * (coefficients.astype(np.float32) @ rest - value)
         variance = np.maximum(variance, SMALLEST_VARIANCE * sigma**2)
-        velocity = q[:, -1] / q[:, 0] if self.templates.slope is not None else np.zeros(len(q))
-        return compress(self.templates, value, good / variance, self.templates.nearest(velocity))
+        return compress(self.templates, value, good / variance, self.templates.nearest(self.velocity(q)))
+
+    def velocity(self, q: Array) -> Array:
+        """Velocity (...,) relative to the templates, km/s, of nuisances q (..., kinds); 0 without light."""
+        if self.templates.slope is None:
+            return np.zeros(q.shape[:-1])
+        reach = self.templates.velocity[-1]
+        return np.asarray((q[..., -1] / np.where(q[..., 0] > 0, q[..., 0], np.inf)).clip(-reach, reach))
 
     def __call__(self, data: Compressed, terms: Array, profile: bool = False) -> tuple[Array, Array]:
         """Log likelihood (N, S) and best nuisances q (N, S, kinds) at `terms` (N, S, K + 1).
@@ -143,7 +152,8 @@ class Likelihood:
         product = (design.reshape(n, -1, kinds * size) @ data.gram).reshape(design.shape)
         fisher = product @ design.swapaxes(-1, -2)
         if self.scenario.amplitude_free:
-            cross, own = fisher[:, :, :5, 5:], fisher[:, :, 5:, 5:] + self.prior_precision(data, q[..., 0])
+            cross, own = fisher[:, :, :5, 5:], fisher[:, :, 5:, 5:]
+            own = own + self.prior_precision(data, np.maximum(q[..., 0], own[..., 0, 0].clip(min=1e-300) ** -0.5))
             fisher = fisher[:, :, :5, :5] - cross @ np.linalg.solve(own, cross.swapaxes(-1, -2))
         assert rows in (5, 5 + kinds)
         return gradient, fisher

@@ -189,7 +189,8 @@ class PosteriorSampler:
     emulator, noise
         Defaults: those that ship with the package.
     seed : int
-        Of the draws, which depend on it and on a spectrum's place in the catalogue.
+        Of the draws. They depend on it, on a spectrum's place in its catalogue and, through the generator that a
+        block of `BLOCK` spectra shares, on its neighbours there.
     """
 
     def __init__(
@@ -207,6 +208,7 @@ class PosteriorSampler:
         self.library = to_open(u)
         self.library_terms = self.likelihood.terms(self.prior.labels(u)[0])
         self.quarter = (u[:, 0] > 0.5) * 2 + (u[:, 1] > 0.5)
+        self.library_flux = self.likelihood.emulator.mean[self.likelihood.emulator.inner]
 
     def __call__(self, flux: ArrayLike, error: ArrayLike, truth: ArrayLike | None = None, first: int = 0) -> Posterior:
         """Sample the posterior of each spectrum.
@@ -248,10 +250,13 @@ class PosteriorSampler:
         """Compress twice: the first fit gives velocity and model to the second."""
         likelihood = self.likelihood
         value, sigma, good = likelihood.scale(flux, error)
+        empty = ~good.any(1)
+        value[empty], sigma[empty], good[empty] = self.library_flux, 1.0, True  # any spectrum: its results are dropped
         data = likelihood.compress(value, sigma, good)
         first = self._modes(data, self._starts(data), use_prior=True)
         terms = likelihood.terms(self.prior.labels(from_open(first.phi[:, 0]))[0])
         data = likelihood.recompress(value, sigma, good, terms, first.q[:, 0])
+        data.n_good[empty] = 0
         return data, self._modes(data, first.phi, use_prior)
 
     def _starts(self, data: Compressed) -> Array:
@@ -310,7 +315,7 @@ class PosteriorSampler:
         z = (q[:, :, None] * terms[:, None]).reshape(len(q), -1)
         chi2 = data.power - 2.0 * (z * data.projection).sum(1) + np.einsum("nr,nrs,ns->n", z, data.gram, z)
         kinds = self.likelihood.templates.kinds if self.likelihood.scenario.amplitude_free else 0
-        velocity = data.velocity + (q[:, -1] / q[:, 0] if self.likelihood.templates.slope is not None else 0.0)
+        velocity = data.velocity + self.likelihood.velocity(q)
         empty = data.n_good == 0
         return tuple(  # type: ignore[return-value]
             np.where(empty, np.nan, x) for x in (chi2 / np.maximum(data.n_good - 5 - kinds, 1), velocity)
@@ -324,6 +329,8 @@ class PosteriorSampler:
         out["chi2_reduced"], out["velocity"] = self._quality_of_fit(data, modes)
         active = np.flatnonzero(data.n_good > 0)
         out["mode"][data.n_good == 0] = np.nan
+        if len(active) == 0:
+            return Posterior(**out)
         proposal = Proposal.about(modes, active)
         phi = share = np.empty((len(active), 0, 5))
         target = np.empty((len(active), 0))

@@ -1,0 +1,235 @@
+"""`specvit-deploy ceiling`: measuring, summarising, writing."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+from click.testing import CliRunner, Result
+from specvit_training.emulator_honesty import flagged, log_g_shift, shifts
+
+import specvit_deploy as sv
+from specvit_deploy.ceiling import CASES, Job, Worker, catalog_labels, measure, population_ceiling
+from specvit_deploy.ceiling_report import LABEL_VARIANCE, summarise, write_csv
+from specvit_deploy.cli import main
+from specvit_deploy.emulator import default_emulator
+from specvit_deploy.errors import SpecVitError
+from specvit_deploy.grid import PFS_MR
+from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
+from specvit_deploy.lattice import AXES, RegularGrid, lattice, lattice_jacobian, lattice_labels, node_differences
+from specvit_deploy.nodes import MARGIN, Nodes
+from specvit_deploy.recipe import Recipe
+from specvit_deploy.simulator import Simulator
+
+SMALL = Recipe("survey", (21.0, 22.0), 136, 99)
+
+
+def run(*args: str | Path) -> Result:
+    return CliRunner().invoke(main, ["ceiling", *map(str, args)])
+
+
+@pytest.fixture(scope="module")
+def node_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A regular grid in three labels, its spectra from the emulator."""
+    emulator = default_emulator()
+    nodes = lattice(("T_eff", "log_g", "M_H"))
+    keep = (nodes[:, 0] <= 4500) & (nodes[:, 1] <= 2.5) & (nodes[:, 2] >= -0.5)
+    path = tmp_path_factory.mktemp("nodes") / "nodes.h5"
+    with h5py.File(path, "w") as file:
+        file["params"] = nodes[keep]
+        file["params"].attrs["names"] = list(LABELS)
+        file["flux"] = emulator.mean + emulator.coefficients(nodes[keep]) @ emulator.basis
+        file["wave"] = PFS_MR.extended(MARGIN).wave
+        file["node_id"] = np.arange(keep.sum())
+    return path
+
+
+def test_columns_do_not_depend_on_the_number_of_workers() -> None:
+    job = Job("survey", SMALL)
+    one, two = measure(job, 1), measure(job, 2)
+    assert set(one) == set(two) >= {"mean", "sd", "crlb", "crlb_prior", "decay_5d", *(f"crlb_{name}" for name in CASES)}
+    for name in one:
+        np.testing.assert_allclose(one[name], two[name], rtol=1e-5, atol=1e-6, err_msg=name)
+
+
+def test_a_catalogue_gives_what_its_recipe_gives(tmp_path: Path) -> None:
+    path = sv.simulate(tmp_path / "c.h5", n=60, seed=3, mag=(20.5, 22.5), scenario="study")
+    a = measure(Job("study", Recipe("study", (20.5, 22.5), 60, 3)))
+    b = measure(Job("study", catalog=path))
+    np.testing.assert_allclose(catalog_labels(path), a["truth"], rtol=1e-6)
+    for name in ("crlb", "crlb_prior", "mean", "sd", "snr_median"):
+        np.testing.assert_allclose(a[name], b[name], rtol=2e-3, err_msg=name)
+
+
+def test_stars_without_labels_get_them_from_the_posterior(tmp_path: Path) -> None:
+    labelled = sv.simulate(tmp_path / "c.h5", n=60, seed=3, scenario="survey")
+    plain = tmp_path / "plain.h5"
+    with h5py.File(labelled, "r") as source, h5py.File(plain, "w") as file:
+        file["wave"] = source["spectrumdataset/wave"][()]
+        for name in ("flux", "error", "mask"):
+            file[name] = source[f"dataset/arrays/{name}/value"][()]
+    columns = measure(Job("survey", catalog=plain))
+    assert np.isnan(columns["truth"]).all() and np.isfinite(columns["crlb"]).all()
+    report = summarise(columns)["overall"]["posterior"]
+    assert "r2" not in report and 0 < report["r2_from_variance"][0] < 1
+    result = run(plain, "--no-posterior", "--workers", "1")
+    assert result.exit_code == 2 and "leave the posterior on" in result.output
+
+
+def test_each_nuisance_has_its_cost_and_together_a_third() -> None:
+    columns = measure(Job("survey", SMALL, posterior=False))
+    for name in ("amplitude", "slope", "velocity"):
+        assert (columns["crlb_5d"] <= columns[f"crlb_5d_{name}"] * (1 + 1e-9)).all()
+        assert (columns[f"crlb_5d_{name}"] <= columns["crlb_5d_all"] * (1 + 1e-9)).all()
+    np.testing.assert_array_equal(columns["crlb"], columns["crlb_5d_all"])
+    assert 1.2 < np.median(columns["crlb_5d_all"]) / np.median(columns["crlb_5d"]) < 1.6
+    assert (columns["crlb_prior"] <= np.minimum(columns["crlb"], LABEL_BOX.sd[LOG_G])).all()
+
+
+def test_infinite_bounds_are_counted_and_never_averaged() -> None:
+    columns = measure(Job("study", Recipe("study", (21.0, 22.0), 128, 5), posterior=False))
+    columns["crlb"] = np.where(np.arange(128) < 32, np.inf, 0.5)
+    found = summarise(columns)["overall"]["crlb"]["scenario"]
+    assert found["infinite_share"] == 0.25
+    assert found["sigma_rms_of_finite"] == pytest.approx(0.5)
+    assert found["r2_pooled_of_finite"] == pytest.approx(1 - 0.25 / LABEL_VARIANCE)
+    assert found["r2_max_mean"] == pytest.approx(0.75 * (1 - 0.25 / LABEL_VARIANCE))
+    assert found["sigma_median"] == 0.5 and found["sigma_p90"] is None
+    json.dumps(found, allow_nan=False)
+
+
+def test_report_table_stars_and_figure_are_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    monkeypatch.setattr("specvit_deploy.ceiling.BOUND_ROWS", 2560)
+    files = {name: tmp_path / name for name in ("r.json", "r.csv", "stars.h5", "f.png")}
+    result = run(
+        "--mag", "21.5", "--n", "140", "--workers", "1", "-o", files["r.json"], "--csv", files["r.csv"],
+        "--stars", files["stars.h5"], "--plot", files["f.png"],
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    report = json.loads(files["r.json"].read_text())["sets"][0]
+    assert report["scenario"] == "survey" and "velocity (prior 10)" in report["nuisances"]
+    overall = report["ceilings"]["overall"]
+    assert overall["n"] == 140 and {"r2", "r2_from_variance", "coverage_68"} <= set(overall["posterior"])
+    bound = report["van_trees"]
+    assert bound["variance"] - 3 * bound["variance_error"] < overall["posterior"]["rmse_from_variance"] ** 2
+    with files["r.csv"].open() as stream:
+        rows = list(csv.DictReader(stream))
+    assert rows[0]["group"] == "overall" and float(rows[0]["posterior.rmse.0"]) > 0
+    assert {row["group"] for row in rows} >= {"overall", "by_snr"}
+    with h5py.File(files["stars.h5"]) as file:
+        assert file["mean"].shape == (140, 5) and list(file.attrs["labels"]) == list(LABELS)
+    assert files["f.png"].read_bytes()[:4] == b"\x89PNG"
+    assert not list(tmp_path.glob("*.tmp*"))
+
+
+@pytest.mark.parametrize(
+    "args, remedy",
+    [
+        (("--method", "grid"), "add --lattice"),
+        (("--mag", "20", "--test-set"), "--mag, or --test-set"),
+        (("--stars", "s.h5"), "give one --mag"),
+        (("missing.h5",), "does not exist"),
+    ],
+)
+def test_impossible_wishes_are_refused_with_a_remedy(args: tuple[str, ...], remedy: str, tmp_path: Path) -> None:
+    result = run(*args, "-o", tmp_path / "out.json")
+    assert result.exit_code == 2 and remedy in result.output
+    assert not (tmp_path / "out.json").exists()
+
+
+def test_differences_of_a_node_file_are_those_of_the_emulator(node_file: Path) -> None:
+    grid = RegularGrid.open(node_file)
+    labels = grid.labels(10, seed=0)
+    assert grid.free == ("T_eff", "log_g", "M_H") and len(labels) == 10
+    inner = (labels[:, 0] < 4500) & (labels[:, 1] < 2.5) & (labels[:, 2] > -0.5)  # both neighbours are in the file
+    expected = lattice_jacobian(default_emulator(), labels[inner], grid.free)
+    found, size = grid.jacobian(labels)[inner], np.abs(expected).max(axis=2, keepdims=True)
+    np.testing.assert_allclose(found / size, expected / size, atol=0.05)  # the file's spectra have median 0.5 exactly
+    result = run("--mag", "21.5", "--method", "grid", "--nodes", node_file, "--scenario", "study", "--n", "60",
+                 "--workers", "1")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "3D" in result.output
+
+
+def test_lattice_differences_blur_but_do_not_change_the_bound_much() -> None:
+    labels = lattice_labels(128, seed=1)
+    recipe = Recipe("study", (21.5, 21.5), 128, 5)
+    exact = measure(Job("study", recipe, labels=labels, posterior=False))
+    grid = measure(Job("study", recipe, labels=labels, grid=True, posterior=False))
+    np.testing.assert_array_equal(exact["truth"], labels.astype(np.float32))
+    assert 0.9 < np.median(grid["crlb_5d"]) / np.median(exact["crlb_5d"]) < 1.15
+    with pytest.raises(SpecVitError, match="uniform labels"):
+        population_ceiling(Job("study", recipe, labels=labels))
+
+
+def test_lattice_is_the_product_of_its_axes_and_differences_agree() -> None:
+    nodes = lattice(("T_eff", "log_g"))
+    assert len(nodes) == len(AXES["T_eff"]) * len(AXES["log_g"]) and np.unique(nodes[:, 2:], axis=0).shape == (1, 3)
+    jacobian, rows = node_differences(nodes, default_emulator().flux(nodes), ("T_eff", "log_g"))
+    np.testing.assert_array_equal(rows, np.arange(len(nodes)))
+    np.testing.assert_allclose(jacobian, lattice_jacobian(default_emulator(), nodes, ("T_eff", "log_g")), atol=1e-9)
+
+
+def test_given_labels_change_nothing_else_of_a_simulation() -> None:
+    from specvit_deploy.scenario import STUDY
+    from specvit_deploy.simulator import NumpyDraws
+
+    simulator = Simulator(STUDY)
+    drawn = simulator.draw(4, NumpyDraws(1))
+    again = simulator.draw(4, NumpyDraws(1), drawn.labels)
+    np.testing.assert_array_equal(drawn.flux, again.flux)
+
+
+def test_a_worker_reads_partial_last_blocks() -> None:
+    worker = Worker(Job("study", Recipe("study", (21.0, 21.0), 130, 1), posterior=False))
+    assert len(worker(0)["truth"]) == 128 and len(worker(1)["truth"]) == 2
+
+
+def test_csv_is_whole_or_absent(tmp_path: Path) -> None:
+    with pytest.raises(KeyError):
+        write_csv(tmp_path / "t.csv", [{"set": "x"}])
+    assert not list(tmp_path.iterdir())
+
+
+# -- what the emulator's own errors do ------------------------------------------------------------------------------
+
+
+def test_an_error_along_a_label_shifts_that_label_by_as_much() -> None:
+    emulator = default_emulator()
+    labels = np.array([[5000.0, 3.0, -0.5, 0.1, 0.0], [4300.0, 2.0, -1.0, 0.2, 0.1]])
+    moved = emulator.flux(labels) + 0.01 * emulator.jacobian(labels)[:, LOG_G] + 3.0 * emulator.jacobian(labels)[:, 0]
+    shift, sigma = log_g_shift(emulator, labels, moved, 21.5)
+    np.testing.assert_allclose(shift, 0.01, rtol=1e-6)
+    brighter, _ = log_g_shift(emulator, labels, moved, 20.0)
+    np.testing.assert_allclose(brighter, shift, rtol=1e-6)
+    assert (sigma > 0.05).all()
+
+
+def emulated_nodes(n: int, scale: float) -> Nodes:
+    """Held-out nodes whose spectra differ from the emulator's by a pattern of relative size `scale`."""
+    emulator = default_emulator()
+    rng = np.random.default_rng(0)
+    labels = rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (n, 5))
+    flux = emulator.mean + emulator.coefficients(labels) @ emulator.basis
+    ripple = np.sin(np.arange(flux.shape[1]) / 20.0)
+    return Nodes(labels, flux * (1 + scale * ripple), emulator.holdout[:n], {})
+
+
+def test_shift_and_flags_see_a_bad_emulator() -> None:
+    good, bad = (shifts(default_emulator(), emulated_nodes(40, scale)) for scale in (0.0, 0.05))
+    for region in ("warm", "cool"):
+        assert good[region]["shift_over_crlb_p95"] < 1e-6 < 0.1 < bad[region]["shift_over_crlb_p95"]
+    fine, poor = (flagged(default_emulator(), emulated_nodes(40, scale), "pfs-mr-study") for scale in (0.0, 0.05))
+    assert fine["warm"]["off_share"] == 0 and fine["warm"]["caught_of_off"] is None
+    assert poor["warm"]["caught_of_all"] > 0.9
+
+
+def test_nodes_the_emulator_was_not_held_from_are_refused() -> None:
+    nodes = emulated_nodes(5, 0.0)
+    with pytest.raises(SpecVitError, match="fitted on"):
+        shifts(default_emulator(), Nodes(nodes.labels, nodes.flux, nodes.node_id + 10**6, {}))
