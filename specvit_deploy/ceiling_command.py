@@ -137,18 +137,19 @@ def _lines(report: dict[str, Any]) -> str:
     own = overall["crlb"]["scenario"]
 
     def sigma(name: str) -> str:
-        cell = overall["crlb"][name]
-        return " / ".join(
-            "inf" if cell[k] is None else f"{cell[k]:.3f}" for k in ("sigma_p10", "sigma_median", "sigma_p90")
-        )
+        values = (overall["crlb"][name][f"sigma_{k}"] for k in ("p10", "median", "p90"))
+        return " / ".join("inf" if value is None else f"{value:.3f}" for value in values)
 
+    bounds = [f"{name.upper()} {sigma(name)}" for name in ("3d", "5d") if name in overall["crlb"]]
+    decay = [f"{name.upper()} {value:.3f}" for name, value in overall["schur_decay"].items()]
+    pooled = own["r2_pooled_of_finite"]
     lines = [
         f"{report['set']}: {overall['n']} spectra, median S/N {overall['snr_median']:.1f}, "
         f"scenario {report['scenario']} (nuisances: {report['nuisances']})",
-        f"  CRLB of log g, dex (p10 / median / p90): 3D {sigma('3d')}; 5D {sigma('5d')}; scenario {sigma('scenario')}; "
+        f"  CRLB of log g, dex (p10 / median / p90): {'; '.join(bounds)}; scenario {sigma('scenario')}; "
         f"infinite {100 * own['infinite_share']:.1f} %",
-        f"  R2_max of the scenario's CRLB: median {own['r2_max_median']:.3f}, pooled {own['r2_pooled_of_finite']:.3f}; "
-        f"Schur decay 3D {overall['schur_decay']['3d']:.3f}, 5D {overall['schur_decay']['5d']:.3f}",
+        f"  R2_max of the scenario's CRLB: median {own['r2_max_median']:.3f}, "
+        f"pooled {'none' if pooled is None else format(pooled, '.3f')}; Schur decay {', '.join(decay)}",
     ]
     if "van_trees" in report:
         bound = report["van_trees"]

@@ -197,7 +197,7 @@ def _flat(cell: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 def write_stars(path: Path, columns: Columns, attributes: dict[str, Any]) -> None:
     """Columns of every star to HDF5, whole or not at all: bounds, posterior and, for simulated sets, the truth."""
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
-        file.attrs["labels"] = list(LABELS)
+        file.attrs["label_names"] = list(LABELS)
         file.attrs.update({k: v for k, v in attributes.items() if isinstance(v, str | int | float)})
         for name, column in columns.items():
             file.create_dataset(name, data=column.astype(np.float32) if column.dtype == np.float64 else column)

@@ -122,7 +122,7 @@ def test_report_table_stars_and_figure_are_written(tmp_path: Path, monkeypatch: 
     assert rows[0]["group"] == "overall" and float(rows[0]["posterior.rmse.0"]) > 0
     assert {row["group"] for row in rows} >= {"overall", "by_snr"}
     with h5py.File(files["stars.h5"]) as file:
-        assert file["mean"].shape == (140, 5) and list(file.attrs["labels"]) == list(LABELS)
+        assert file["mean"].shape == (140, 5) and list(file.attrs["label_names"]) == list(LABELS)
     assert files["f.png"].read_bytes()[:4] == b"\x89PNG"
     assert not list(tmp_path.glob("*.tmp*"))
 
