@@ -16,14 +16,22 @@ if TYPE_CHECKING:
     from specvit_deploy.errors import SpecVitError as SpecVitError
     from specvit_deploy.pipeline import Estimator as Estimator
     from specvit_deploy.pipeline import predict as predict
+    from specvit_deploy.posterior import PosteriorSampler as PosteriorSampler
+    from specvit_deploy.prior import Prior as Prior
     from specvit_deploy.quality import Quality as Quality
+    from specvit_deploy.scenario import STUDY as STUDY
+    from specvit_deploy.scenario import SURVEY as SURVEY
 
 __version__ = "0.1.0"
-__all__ = ["Bundle", "Emulator", "Estimator", "Quality", "SpecVitError", "load_bundle", "predict", "simulate"]
+__all__ = [
+    "STUDY", "SURVEY", "Bundle", "Emulator", "Estimator", "PosteriorSampler", "Prior", "Quality", "SpecVitError",
+    "load_bundle", "predict", "simulate",
+]  # fmt: skip
 
 _HOMES = {
     "Bundle": "bundle", "load_bundle": "bundle", "simulate": "catalog_writer", "Emulator": "emulator",
     "SpecVitError": "errors", "Estimator": "pipeline", "predict": "pipeline", "Quality": "quality",
+    "PosteriorSampler": "posterior", "Prior": "prior", "STUDY": "scenario", "SURVEY": "scenario",
 }  # fmt: skip
 
 

@@ -10,7 +10,6 @@ sample size says how well it went.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
@@ -19,9 +18,10 @@ from numpy.typing import ArrayLike, NDArray
 
 from specvit_deploy.compression import Compressed
 from specvit_deploy.emulator import Array, Emulator, default_emulator
-from specvit_deploy.labels import LABEL_BOX, LabelBox
 from specvit_deploy.likelihood import Likelihood
 from specvit_deploy.noise import NoiseModel, default_noise_model
+from specvit_deploy.prior import REACH, Prior, from_open, open_slope, to_open
+from specvit_deploy.proposal import LOOSEN, PRIOR_SHARE, Modes, Proposal, moments, resampled, tempered
 from specvit_deploy.scenario import Scenario
 
 QUANTILES = (0.025, 0.15865525, 0.5, 0.84134475, 0.975)
@@ -38,89 +38,6 @@ ENOUGH = 300.0
 """Effective sample size that ends the sampling of a spectrum."""
 SETTLED, SETTLED_FIT = 0.05, 1e-3
 """Change of the log density that ends Gauss-Newton: where sampling follows, and where the fit is the result."""
-DEGREES = 5.0
-"""Degrees of freedom of the Student-t proposals."""
-PRIOR_SHARE = 0.1
-"""Share of a round's draws that come from the prior."""
-FITTED_SHARE = 0.7
-"""Share of a later round's draws that come from Student-t fitted to the draws so far."""
-KERNELS = 16
-"""Of those, Student-t about resampled draws, each with the information at its own centre: for posteriors that bend
-(carbon and alpha elements of cool stars where C/O is about 1). They have half of the share, one wide one the rest."""
-LOOSEN = 0.25
-"""Factor on that information: kernels twice as wide."""
-LINEAR, EDGE = 6.0, 0.5
-"""Coordinates of the sampling, see `to_open`."""
-FARTHEST = 0.5 * LINEAR + 26.0 * EDGE
-"""Coordinates are kept within this: 1e-11 of the box from its edge."""
-WIDEST = 12.0
-"""Largest variance of a proposal; the prior has 6.8."""
-REACH = 0.5 * LINEAR + 12.0 * EDGE
-"""Modes on the edge of the box stop here."""
-
-
-@dataclass(frozen=True)
-class Prior:
-    """Uniform in a label box, times independent Gaussians on some of the labels.
-
-    Parameters
-    ----------
-    box : LabelBox
-        Inside the emulator's range.
-    mean, sd : (5,) tuples
-        Of the Gaussian factors; sd inf leaves a label uniform.
-    """
-
-    box: LabelBox = LABEL_BOX
-    mean: tuple[float, ...] = (0.0,) * 5
-    sd: tuple[float, ...] = (math.inf,) * 5
-
-    def labels(self, u: Array) -> tuple[Array, Array]:
-        """Labels (..., 5) at shares `u` of the box, and their derivative by the coordinate."""
-        low, width = np.asarray(self.box.low), np.subtract(self.box.high, self.box.low)
-        return low + width * u, width / open_slope(u)
-
-    def log_density(self, u: Array) -> Array:
-        """Log density (...,) in the coordinates, up to a constant."""
-        out = -np.log(open_slope(u)).sum(-1)
-        if np.isfinite(self.sd).any():
-            out = out - 0.5 * (((self.labels(u)[0] - self.mean) / self.sd) ** 2).sum(-1)
-        return np.asarray(out)
-
-    def expansion(self, u: Array) -> tuple[Array, Array]:
-        """Gradient of the log density and minus its second derivative (of the box and Gauss-Newton), each (..., 5)."""
-        labels, derivative = self.labels(u)
-        s = u * (1.0 - u)
-        b = LINEAR * s + EDGE
-        pull = (labels - self.mean) / np.square(self.sd)
-        gradient = EDGE * (1.0 - 2.0 * u) / b**2 - pull * derivative
-        curvature = 2.0 * EDGE * s * (b + LINEAR * (1.0 - 4.0 * s)) / b**4
-        return gradient, curvature + (derivative / self.sd) ** 2
-
-
-def to_open(u: Array) -> Array:
-    """Coordinate of a share of the box: `LINEAR` (u - 1/2) + `EDGE` logit(u), straight inside and open at the edges.
-
-    Straight, because degenerate labels lie on straight ridges; open, so that a proposal needs no edges.
-    """
-    u = u.clip(1e-12, 1.0 - 1e-12)
-    return np.asarray(LINEAR * (u - 0.5) + EDGE * np.log(u / (1.0 - u)))
-
-
-def open_slope(u: Array) -> Array:
-    """Derivative of `to_open`."""
-    return np.asarray(LINEAR + EDGE / (u * (1.0 - u)))
-
-
-def from_open(phi: Array) -> Array:
-    """Inverse of `to_open`: a table of logits, then a Newton step."""
-    place = (phi.clip(-FARTHEST, FARTHEST) + FARTHEST) * (len(_LOGITS) - 2) / (2 * FARTHEST)
-    left = place.astype(np.int64)
-    logit = _LOGITS[left]
-    logit = logit + (place - left) * (_LOGITS[left + 1] - logit)
-    u = 0.5 * (1.0 + np.tanh(0.5 * logit))
-    logit -= (LINEAR * (u - 0.5) + EDGE * logit - phi) / (LINEAR * u * (1.0 - u) + EDGE)
-    return np.asarray((0.5 * (1.0 + np.tanh(0.5 * logit))).clip(1e-12, 1.0 - 1e-12))
 
 
 @dataclass(frozen=True)
@@ -165,16 +82,6 @@ class TemplateFit:
     labels: Array
     chi2_reduced: Array
     velocity: Array
-
-
-@dataclass(frozen=True)
-class Modes:
-    """Ends of the Gauss-Newton fits of N spectra, best first: coordinates (N, L, 5), precision, log density, q."""
-
-    phi: Array
-    precision: Array
-    value: Array
-    q: Array
 
 
 class PosteriorSampler:
@@ -363,73 +270,15 @@ class PosteriorSampler:
             proposals = [p.part(keep) for p in proposals]
             if len(active) == 0:
                 break
-            weight = _tempered(log_weight[keep])
-            center, precision = _moments(phi, weight)
-            local = _resampled(phi, weight, rng)
+            weight = tempered(log_weight[keep])
+            center, precision = moments(phi, weight)
+            local = resampled(phi, weight, rng)
             center, precision = (
                 np.concatenate([center, local], 1),
                 np.concatenate([precision, LOOSEN * (precision + self._expand(data.part(active), local, True)[3])], 1),
             )
             proposal = proposals[0].and_about(center, precision)
         return Posterior(**out)
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """Mixture of Student-t (N, L) in the coordinates, with shares (N, L) that leave `PRIOR_SHARE` to the prior."""
-
-    center: Array
-    root: Array
-    share: Array
-
-    @classmethod
-    def about(cls, modes: Modes, rows: NDArray[np.int64]) -> Proposal:
-        """Laplace approximations about the modes, weighted by their evidence but never below 2 %."""
-        precision, value = modes.precision[rows], modes.value[rows]
-        root = _safe_root(precision)
-        log_evidence = value + np.log(np.einsum("nlii->nli", root)).sum(-1)
-        share = np.exp(log_evidence - log_evidence.max(1, keepdims=True)).clip(min=0.02)
-        return cls(modes.phi[rows], root, (1.0 - PRIOR_SHARE) * share / share.sum(1, keepdims=True))
-
-    def and_about(self, center: Array, precision: Array) -> Proposal:
-        """Add Student-t at `center` (N, L, 5); the first has half of `FITTED_SHARE`, the others the rest."""
-        share = np.full(center.shape[:2], 0.5 * FITTED_SHARE / (center.shape[1] - 1))
-        share[:, 0] = 0.5 * FITTED_SHARE
-        rest = 1.0 - FITTED_SHARE / (1.0 - PRIOR_SHARE)
-        root = _safe_root(precision)
-        return Proposal(
-            np.concatenate([center, self.center], 1),
-            np.concatenate([root, self.root], 1),
-            np.concatenate([share, rest * self.share], 1),
-        )
-
-    def part(self, rows: NDArray[np.bool_]) -> Proposal:
-        """Some of the spectra."""
-        return Proposal(self.center[rows], self.root[rows], self.share[rows])
-
-    def draw(self, size: int, rng: np.random.Generator) -> Array:
-        """Draw coordinates (N, size, 5)."""
-        n = len(self.center)
-        which = (rng.random((n, size))[..., None] > np.cumsum(self.share, 1)[:, None]).sum(-1)
-        from_prior = which == self.share.shape[1]
-        which = np.where(from_prior, 0, which)
-        rows = np.arange(n)[:, None]
-        normal = rng.standard_normal((n, size, 5))
-        spread = np.sqrt(DEGREES / rng.chisquare(DEGREES, (n, size)))[..., None]
-        student = self.center[rows, which] + (self.root[rows, which] @ normal[..., None])[..., 0] * spread
-        return np.where(from_prior[..., None], to_open(rng.random((n, size, 5))), student).clip(-FARTHEST, FARTHEST)
-
-    def density(self, phi: Array) -> Array:
-        """Density (N, S) of the Student-t part at coordinates (N, S, 5)."""
-        constant = math.gamma((DEGREES + 5) / 2) / math.gamma(DEGREES / 2) / (DEGREES * math.pi) ** 2.5
-        inverse = np.linalg.inv(self.root)
-        factor = self.share * constant / np.einsum("nlii->nli", self.root).prod(-1)
-        out = np.zeros(phi.shape[:2])
-        for k in range(self.share.shape[1]):
-            y = (phi - self.center[:, None, k]) @ inverse[:, k].swapaxes(1, 2)
-            base = 1.0 + (y**2).sum(-1) / DEGREES
-            out += factor[:, k, None] / base ** ((DEGREES + 5) / 2)
-        return out
 
 
 _SHAPES: dict[str, tuple[int, ...]] = {
@@ -453,52 +302,5 @@ def _summary(labels: Array, weight: Array, truth: Array) -> dict[str, Array]:
     return {"mean": mean, "sd": sd, "quantiles": quantiles, "pit": np.where(np.isnan(truth), np.nan, pit)}
 
 
-def _moments(phi: Array, weight: Array) -> tuple[Array, Array]:
-    """Mean (N, 1, 5) and inverse covariance (N, 1, 5, 5) of weighted draws (N, S, 5)."""
-    mean = (weight[..., None] * phi).sum(1, keepdims=True)
-    centred = phi - mean
-    covariance = (weight[..., None] * centred).swapaxes(1, 2) @ centred
-    return mean, np.linalg.inv(covariance + 1e-4 * np.eye(5))[:, None]
-
-
-def _resampled(phi: Array, weight: Array, rng: np.random.Generator) -> Array:
-    """`KERNELS` of the weighted draws (N, S, 5), by systematic resampling."""
-    u = (np.arange(KERNELS) + rng.random((len(phi), 1))) / KERNELS
-    place = (np.cumsum(weight, 1)[:, None] < u[..., None]).sum(2).clip(max=phi.shape[1] - 1)
-    return np.take_along_axis(phi, place[..., None], 1)
-
-
-def _tempered(log_weight: Array) -> Array:
-    """Weights (N, S) raised to the largest power of 1/2 at which 5 % of the draws count, or 1/64."""
-    power = np.ones((len(log_weight), 1))
-    weight = np.empty_like(log_weight)
-    for _ in range(7):
-        weight = np.exp(power * (log_weight - log_weight.max(1, keepdims=True)))
-        weight /= weight.sum(1, keepdims=True)
-        few = 1.0 / (weight**2).sum(1) < 0.05 * log_weight.shape[1]
-        if not few.any():
-            break
-        power[few] /= 2
-    return weight
-
-
-def _safe_root(precision: Array) -> Array:
-    """Cholesky factor of the inverse of precisions (..., 5, 5), variances limited to that of the prior."""
-    covariance = np.asarray(np.linalg.inv(precision + 1e-3 * np.eye(5)), np.float64)
-    size = np.sqrt(np.einsum("...ii->...i", covariance) / WIDEST).clip(min=1.0)
-    out: Array = np.linalg.cholesky(covariance / size[..., None] / size[..., None, :] + 1e-9 * np.eye(5))
-    return out
-
-
 def _blocks(n: int) -> Iterator[slice]:
     return (slice(start, start + BLOCK) for start in range(0, n, BLOCK))
-
-
-def _logit_table() -> Array:
-    """Logits at equally spaced coordinates."""
-    logits = np.linspace(-30.0, 30.0, 60_001)
-    phi = LINEAR * 0.5 * np.tanh(0.5 * logits) + EDGE * logits
-    return np.interp(np.linspace(-FARTHEST, FARTHEST, 8193), phi, logits)
-
-
-_LOGITS = np.append(_logit_table(), 30.0)

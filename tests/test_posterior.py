@@ -22,17 +22,8 @@ from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
 from specvit_deploy.likelihood import Likelihood
 from specvit_deploy.noise import default_noise_model
-from specvit_deploy.posterior import (
-    BLOCK,
-    FARTHEST,
-    QUANTILES,
-    Posterior,
-    PosteriorSampler,
-    Prior,
-    from_open,
-    open_slope,
-    to_open,
-)
+from specvit_deploy.posterior import BLOCK, QUANTILES, Posterior, PosteriorSampler
+from specvit_deploy.prior import FARTHEST, Prior, from_open, open_slope, to_open
 from specvit_deploy.scenario import STUDY, SURVEY, Scenario
 from specvit_deploy.simulator import NumpyDraws, Simulator, Spectra
 
