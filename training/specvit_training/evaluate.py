@@ -16,6 +16,7 @@ from specvit_deploy import __version__
 from specvit_deploy.bundle import load_bundle
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
+from specvit_deploy.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.pipeline import Estimator as BundleEstimator
 from specvit_deploy.quality import median_snr
@@ -24,7 +25,6 @@ from specvit_deploy.scenario import get_scenario
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
 from specvit_training.fit import build_network
-from specvit_deploy.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
 
 Predictor = Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, NDArray[Any]]]
 
