@@ -29,6 +29,7 @@ from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
 from specvit_deploy.lattice import RegularGrid, lattice_jacobian
 from specvit_deploy.noise import transmission
+from specvit_deploy.pipeline import add_noise, looks_noise_free
 from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.quality import median_snr
 from specvit_deploy.recipe import Recipe
@@ -68,6 +69,8 @@ class Job:
         Simulated spectra.
     catalog : Path, optional
         Or a catalogue.
+    noise_level, noise_seed : float, int
+        Noise added to a catalogue of clean flux, as `predict` adds it.
     labels : (N, 5) array, optional
         Labels of the simulated spectra, instead of uniform ones.
     grid : bool
@@ -83,6 +86,8 @@ class Job:
     scenario: str
     recipe: Recipe | None = None
     catalog: Path | None = None
+    noise_level: float = 0.0
+    noise_seed: int = 0
     labels: Array | None = None
     grid: bool = False
     posterior: bool = True
@@ -92,13 +97,9 @@ class Job:
     def __len__(self) -> int:
         if self.recipe is not None:
             return self.recipe.n
-        with Catalog(self._file, PFS_MR) as catalog:
-            return len(catalog)
-
-    @property
-    def _file(self) -> Path:
         assert self.catalog is not None
-        return self.catalog
+        with Catalog(self.catalog, PFS_MR) as catalog:
+            return len(catalog)
 
 
 @dataclass
@@ -116,16 +117,18 @@ class Worker:
         recipe = self.job.recipe
         if recipe:
             self.simulator = Simulator(get_scenario(recipe.scenario), mag=recipe.mag, emulator=self.model)
+        else:
+            assert self.job.catalog is not None
+            self.truth = catalog_labels(self.job.catalog)
+        self.size = len(self.job)
 
     def read(self, block: int) -> tuple[Columns, NDArray[np.float32], NDArray[np.float32]]:
         """True labels and brightness where known, flux and error of one block."""
-        rows = slice(block * BLOCK, min((block + 1) * BLOCK, len(self.job)))
+        rows = slice(block * BLOCK, min((block + 1) * BLOCK, self.size))
         n = rows.stop - rows.start
         recipe = self.job.recipe
         if recipe is None:
-            with Catalog(self.job._file, PFS_MR) as catalog:
-                part = catalog.read(rows.start, rows.stop, any_unit=self.scenario.amplitude_free)
-            return {"truth": catalog_labels(self.job._file)[rows]}, part.flux, part.error
+            return {"truth": self.truth[rows]}, *self._read_catalog(rows)
         if self.job.labels is None:
             spectra = draw_block(self.simulator, recipe.seed, block)
         else:
@@ -134,6 +137,19 @@ class Worker:
         bright = transmission(spectra.seeing, spectra.zenith, spectra.field) * 10 ** (-0.4 * spectra.mag)
         columns = {"truth": spectra.labels[:n].astype(np.float64), "brightness": bright[:n]}
         return columns, spectra.flux[:n], np.where(spectra.bad, np.inf, spectra.error)[:n].astype(np.float32)
+
+    def _read_catalog(self, rows: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        assert self.job.catalog is not None
+        with Catalog(self.job.catalog, PFS_MR) as catalog:
+            part = catalog.read(rows.start, rows.stop, any_unit=self.scenario.amplitude_free)
+        if self.job.noise_level > 0:
+            part = add_noise(part, self.job.noise_level, self.job.noise_seed, rows.start)
+        elif rows.start == 0 and looks_noise_free(part):
+            raise SpecVitError(
+                f"the flux of {self.job.catalog} scatters far less than its errors say: it looks noise-free; "
+                "add noise with --noise-level 1 --seed N, a posterior of clean flux says nothing"
+            )
+        return part.flux, part.error
 
     def __call__(self, block: int) -> Columns:
         """Columns of one block, see `measure`."""
@@ -147,9 +163,10 @@ class Worker:
                 "posterior_chi2": out.chi2_reduced,
             }  # fmt: skip
             labels = np.where(np.isnan(labels), out.mean, labels)
+            labels = np.where(np.isnan(labels), LABEL_BOX.center, labels)  # no good pixel: no information either
         elif np.isnan(labels).any():
             raise SpecVitError("the catalogue has no true labels; leave the posterior on, it gives the labels")
-        return columns | self.limits(np.nan_to_num(labels, nan=LABEL_BOX.center[LOG_G]), flux, error)
+        return columns | self.limits(labels, flux, error)
 
     def limits(self, labels: Array, flux: NDArray[np.float32], error: NDArray[np.float32]) -> Columns:
         """Cramer-Rao bounds of log g and what is left of its information."""

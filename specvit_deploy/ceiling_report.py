@@ -65,7 +65,7 @@ def _group(columns: Columns, rows: NDArray[np.bool_]) -> dict[str, Any]:
     }
     out: dict[str, Any] = {
         "n": int(rows.sum()),
-        "snr_median": float(np.median(columns["snr_median"][rows])),
+        "snr_median": _plain(np.nanmedian(columns["snr_median"][rows])),
         "crlb": sigma,
         "crlb_prior": {"median": float(np.median(columns["crlb_prior"][rows])),
                        "rms": float(np.sqrt((columns["crlb_prior"][rows] ** 2).mean()))},

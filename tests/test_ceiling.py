@@ -233,3 +233,30 @@ def test_nodes_the_emulator_was_not_held_from_are_refused() -> None:
     nodes = emulated_nodes(5, 0.0)
     with pytest.raises(SpecVitError, match="fitted on"):
         shifts(default_emulator(), Nodes(nodes.labels, nodes.flux, nodes.node_id + 10**6, {}))
+
+
+def test_clean_flux_is_refused_and_gets_its_noise(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "c.h5", n=128, seed=8, mag=(21.0, 21.5), scenario="study")
+    with h5py.File(catalog, "a") as file:
+        file["dataset/arrays/flux/value"][:] = default_emulator().flux(catalog_labels(catalog))
+    result = run(catalog, "--scenario", "study", "--workers", "1")
+    assert result.exit_code == 2 and "--noise-level 1" in result.output
+    columns = measure(Job("study", catalog=catalog, noise_level=1.0, noise_seed=4))
+    pull = (columns["mean"] - columns["truth"]) / columns["sd"]
+    np.testing.assert_allclose(np.sqrt((pull**2).mean(0)), 1.0, atol=0.25)
+    np.testing.assert_allclose(pull.mean(0), 0.0, atol=0.4)
+
+
+def test_a_star_without_data_is_counted_and_disturbs_no_other(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "c.h5", n=60, seed=3, scenario="survey")
+    before = measure(Job("survey", catalog=catalog))
+    with h5py.File(catalog, "a") as file:
+        file["dataset/arrays/mask/value"][7] = 1
+    after = measure(Job("survey", catalog=catalog))
+    others = np.arange(60) != 7
+    np.testing.assert_allclose(before["crlb"][others], after["crlb"][others], rtol=1e-6)
+    assert np.isinf(after["crlb"][7]) and np.isnan(after["mean"][7]).all()
+    assert after["crlb_prior"][7] == pytest.approx(LABEL_BOX.sd[LOG_G])
+    report = summarise(after)["overall"]
+    assert report["crlb"]["scenario"]["infinite_share"] == pytest.approx(1 / 60) and report["posterior"]["n"] == 59
+    json.dumps(report, allow_nan=False)

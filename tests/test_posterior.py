@@ -541,3 +541,19 @@ def test_the_velocity_of_a_compression_is_the_nearest_on_the_grid() -> None:
     rows = templates.rows(5).astype(np.float64)
     np.testing.assert_allclose(data.gram[0], (rows * ivar) @ rows.T, rtol=1e-3, atol=1e-4 * np.abs(data.gram).max())
     np.testing.assert_allclose(data.power[0], (flux**2 * ivar).sum(), rtol=1e-9)
+
+
+@pytest.mark.parametrize("mag", [18.0, 20.0, 21.5, 22.5])
+@pytest.mark.parametrize("scenario", [STUDY, SURVEY], ids=lambda scenario: scenario.name)
+def test_errors_of_clean_flux_with_noise_added_later_are_taken_as_they_are(scenario: Scenario, mag: float) -> None:
+    spectra = Simulator(scenario, mag=(mag, mag)).draw(48, NumpyDraws(3))
+    good = ~spectra.bad
+    unit = 2.0 * np.median(spectra.flux, axis=1, keepdims=True).astype(np.float64)
+    flux, variance = spectra.flux / unit, (spectra.error / unit) ** 2
+    velocity = spectra.velocity.astype(np.float64)
+    clean = default_emulator().flux(spectra.labels.astype(np.float64), velocity)
+    clean = clean * ((flux * clean).sum(1) / (clean**2).sum(1))[:, None]
+    gain = variance_per_flux(default_noise_model(), flux, variance, good)
+    assert (gain > 0).all()  # a pipeline's errors, from the noisy counts themselves
+    without = np.maximum(variance + gain * (clean - flux), 0.05 * variance)
+    assert not variance_per_flux(default_noise_model(), flux, without, good).any()
