@@ -214,7 +214,7 @@ def measure(job: Job, workers: int = 1, advance: Callable[[int], None] = lambda 
     size = len(job)
     blocks = range(-(-size // BLOCK))
     parts = []
-    for part in _map(job, blocks, workers):
+    for part in measure_blocks(job, blocks, workers):
         parts.append(part)
         advance(len(part["truth"]))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -232,7 +232,8 @@ def _one(block: int) -> Columns:
     return _worker(block)
 
 
-def _map(job: Job, blocks: Sequence[int], workers: int) -> Iterator[Columns]:
+def measure_blocks(job: Job, blocks: Sequence[int], workers: int) -> Iterator[Columns]:
+    """Columns of some blocks of 128 stars, in their order; the next ones are measured meanwhile."""
     if workers == 1 or len(blocks) == 1:
         yield from map(Worker(job), blocks)
         return

@@ -28,6 +28,7 @@ class Optional:
 
 OPTIONAL = {
     "train": Optional("specvit_training.commands:train", "train", "Train a network on endless simulated spectra."),
+    "teach": Optional("specvit_training.commands:teach", "train", "Sample the exact posterior as a teacher."),
     "evaluate": Optional(
         "specvit_training.commands:evaluate",
         "train",

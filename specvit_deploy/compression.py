@@ -24,7 +24,7 @@ from specvit_deploy.simulator import MAX_VELOCITY_SD, velocity_templates
 VELOCITY_STEP = 2.0
 """Distance of the velocities at which templates are kept, km/s: a twentieth of the line width."""
 GAIN_MISFIT = 0.002
-"""Relative rms beyond which errors are not those of noisy counts, and are taken as they are: own noise leaves some 1e-3,
+"""Relative rms beyond which errors are not those of noisy counts, and are taken as they are: these leave some 1e-3,
 errors of clean flux, with noise added later, 3e-3 or more."""
 
 

@@ -79,9 +79,9 @@ def test_the_loss_is_the_gaussian_nll_and_beta_leads_to_mse() -> None:
     out, truth = 0.5 * torch.randn(32, 10, generator=g), torch.randn(32, 5, generator=g)
     plain = replace(TESTING, beta=0.0, label_weights=(1.0,) * 5)
     expected = torch.nn.functional.gaussian_nll_loss(out[:, :5], truth, torch.exp(2 * out[:, 5:]), reduction="none")
-    torch.testing.assert_close(fit.loss_function(out, truth, plain), expected.sum(1).mean())
+    torch.testing.assert_close(fit.loss_function(out, truth, torch.zeros(32, 5), plain), expected.sum(1).mean())
     out.requires_grad_()
-    fit.loss_function(out, truth, replace(plain, beta=1.0)).backward()
+    fit.loss_function(out, truth, torch.zeros(32, 5), replace(plain, beta=1.0)).backward()
     assert out.grad is not None
     torch.testing.assert_close(out.grad[:, :5], (out - torch.cat([truth, truth], 1))[:, :5].detach() / 32)
 
@@ -139,7 +139,7 @@ def test_a_resumed_run_ends_where_an_uninterrupted_one_does(tmp_path: Path, monk
 
 def fit_few(sets: dict[str, Batch]) -> dict[str, Batch]:
     """The first rows of validation sets, quick to judge at every step."""
-    return {k: Batch(Normalised(*(t[:50] for t in b.inputs)), b.truth[:50]) for k, b in sets.items()}
+    return {k: Batch(Normalised(*(t[:50] for t in b.inputs)), b.target[:50], b.spread[:50]) for k, b in sets.items()}
 
 
 def test_training_learns_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,12 +194,12 @@ def test_a_batch_depends_on_seed_and_number_alone() -> None:
     first = iter(Stream(shares, 6, 1, 0, CPU))
     batches = [next(first) for _ in range(4)]
     fourth = next(iter(Stream(shares, 6, 1, 3, CPU)))
-    assert torch.equal(batches[3].truth, fourth.truth)
+    assert torch.equal(batches[3].target, fourth.target)
     assert torch.equal(batches[3].inputs.residual, fourth.inputs.residual)
-    assert not torch.equal(batches[2].truth, fourth.truth)
+    assert not torch.equal(batches[2].target, fourth.target)
     workers = loader(Stream(shares, 6, 1, 0, CPU), 2)
     for expected in batches:
-        assert torch.equal(next(workers).truth, expected.truth)
+        assert torch.equal(next(workers).target, expected.target)
     assert batches[0].inputs.scenario.tolist() == [0, 0, 0, 1, 1, 1]
 
 

@@ -59,6 +59,32 @@ def seconds(text: str) -> float:
 
 
 @click.command()
+@click.argument("output", type=PathOption)
+@click.option(
+    "--scenario", type=click.Choice(["study", "survey"]), default="survey", show_default=True, help="Nuisances."
+)
+@click.option(
+    "--mag",
+    nargs=2,
+    type=float,
+    default=(20.5, 22.5),
+    show_default=True,
+    help="Range of the HSC i magnitude.",
+)
+@click.option("--n", default=128_000, show_default=True, type=click.IntRange(128), help="Spectra, in blocks of 128.")
+@click.option("--seed", default=31_000, show_default=True, help="Of the spectra; not that of the test set.")
+@click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
+def teach(output: Path, scenario: str, mag: tuple[float, float], n: int, seed: int, workers: int) -> None:
+    """Sample the exact posterior of simulated spectra to OUTPUT (HDF5), for training; a stopped run goes on."""
+    from specvit_deploy.recipe import Recipe
+    from specvit_training.teacher import write_teacher
+
+    with progress("teach", n) as (_, advance):
+        write_teacher(output, Recipe(scenario, mag, n, seed), workers, advance)
+    click.echo(f"wrote {output}; name it under 'lessons' of a training configuration")
+
+
+@click.command()
 @click.argument("models", nargs=-1)
 @click.option(
     "--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Test set."

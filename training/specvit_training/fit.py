@@ -22,7 +22,7 @@ from specvit_deploy.noise import default_noise_model
 from specvit_training.checkpoint import load_checkpoint, save_checkpoint, subtree
 from specvit_training.estimator import LOG_SPREAD, sufficient_statistic
 from specvit_training.gls_mlp import GlsMlp
-from specvit_training.stream import Batch, Share, Stream, loader
+from specvit_training.stream import Batch, Lesson, Share, Stream, loader
 from specvit_training.vit import CONFIGS, Normalised, ViT, parameter_count
 
 SAVE_EVERY_S = 300.0
@@ -51,6 +51,10 @@ class TrainConfig:
         NLL, which spends itself on bright stars, 1 fits the mean like MSE.
     label_weights : tuple of 5 floats
         Weight of each label's loss.
+    lessons : tuple of Lesson
+        Teacher files mixed in.
+    start : str
+        Checkpoint whose averaged weights the run starts from; empty: from scratch.
     seed, workers, threads : int
         Seed; processes that make spectra (0 on CUDA); torch threads (0: its default).
     """
@@ -67,6 +71,8 @@ class TrainConfig:
     ema: float = 0.999
     beta: float = 0.5
     label_weights: tuple[float, ...] = (0.25, 1.0, 0.25, 0.25, 0.25)
+    lessons: tuple[Lesson, ...] = ()
+    start: str = ""
     seed: int = 42
     workers: int = 1
     threads: int = 0
@@ -94,8 +100,10 @@ def config_from_dict(table: dict[str, Any]) -> TrainConfig:
         raise SpecVitError(f"unknown training option {', '.join(unknown)}; choose from {', '.join(sorted(known))}")
     try:
         shares = tuple(Share(s["scenario"], tuple(s["mag"]), s["weight"]) for s in table["shares"])
-        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in table.items() if k != "shares"}
-        config = TrainConfig(shares=shares, **rest)
+        lessons = tuple(Lesson(s["file"], s["weight"]) for s in table.get("lessons", ()))
+        plain = {k: v for k, v in table.items() if k not in ("shares", "lessons")}
+        rest: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        config = TrainConfig(shares=shares, lessons=lessons, **rest)
     except (KeyError, TypeError) as error:
         raise SpecVitError(f"incomplete training configuration ({error}); see training/configs") from None
     models = [*(name for name, shape in CONFIGS.items() if shape.outputs == 10), "gls-mlp"]
@@ -115,11 +123,14 @@ def build_network(model: str) -> nn.Module:
     return ViT(CONFIGS[model], error, projection)
 
 
-def loss_function(out: Tensor, truth: Tensor, config: TrainConfig) -> Tensor:
-    """Beta-weighted Gaussian NLL of the labels; `out` (B, 10), `truth` (B, 5), box units."""
+def loss_function(out: Tensor, target: Tensor, spread: Tensor, config: TrainConfig) -> Tensor:
+    """Beta-weighted Gaussian NLL of the labels; `out` (B, 10), `target` and `spread` (B, 5), box units.
+
+    Where the target is a posterior mean with its spread, this is the NLL's mean over that posterior.
+    """
     out = out.float()
     mean, log_spread = out[:, :5], out[:, 5:].clamp(*LOG_SPREAD)
-    nll = 0.5 * ((truth - mean) * torch.exp(-log_spread)).square() + log_spread
+    nll = 0.5 * ((target - mean).square() + spread.square()) * torch.exp(-2 * log_spread) + log_spread
     weight = torch.exp(2 * config.beta * log_spread.detach())
     return (weight * nll * torch.tensor(config.label_weights, device=out.device)).sum(1).mean()
 
@@ -153,13 +164,17 @@ def train(
     )
     out.mkdir(parents=True, exist_ok=True)
     path, step, elapsed = out / "checkpoint.safetensors", 0, 0.0
+    if config.start:
+        tensors, _ = load_checkpoint(Path(config.start))
+        network.load_state_dict(subtree(tensors, "ema"))
+        average.module.load_state_dict(network.state_dict())
     if resume and path.exists():
         step, elapsed = _restore(path, config, network, average, optimizer)
         log(f"resumed at step {step} after {elapsed / 60:.1f} min")
     else:
         (out / "log.jsonl").unlink(missing_ok=True)
     log(f"{config.model}: {parameter_count(network):,} parameters on {where}")
-    stream = Stream(config.shares, config.batch, config.seed, step, where)
+    stream = Stream(config.shares, config.batch, config.seed, step, where, config.lessons)
     batches = loader(stream, 0 if where.type == "cuda" else config.workers)
     validation = validation_sets(where)
     begun, logged, saved = time.monotonic() - elapsed, time.monotonic(), time.monotonic()
@@ -169,10 +184,10 @@ def train(
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(config, step, progress)
         batch = next(batches)
-        batch = Batch(Normalised(*(t.to(where) for t in batch.inputs)), batch.truth.to(where))
+        batch = Batch(Normalised(*(t.to(where) for t in batch.inputs)), batch.target.to(where), batch.spread.to(where))
         with torch.autocast(where.type, torch.bfloat16, enabled=where.type == "cuda"):
             output = network(batch.inputs)
-        loss = loss_function(output, batch.truth, config)
+        loss = loss_function(output, batch.target, batch.spread, config)
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(network.parameters(), config.clip)
@@ -231,7 +246,7 @@ def validate(network: nn.Module, sets: dict[str, Batch]) -> dict[str, float]:
         out = torch.cat(
             [network(Normalised(*rows)) for rows in zip(*(torch.split(t, 500) for t in batch.inputs), strict=True)]
         )
-        truth = batch.truth[:, LOG_G]
+        truth = batch.target[:, LOG_G]
         residual = (out[:, LOG_G] - truth).square().mean()
         scores[f"r2_{name}"] = round(float(1 - residual / truth.var(correction=0)), 4)
     network.train(training)
