@@ -18,14 +18,11 @@ from specvit_deploy.ceiling import Columns, Job
 from specvit_deploy.emulator import Array
 from specvit_deploy.fisher import Nuisances
 from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
-from specvit_deploy.metrics import SNR_EDGES, with_intervals
+from specvit_deploy.metrics import M_H_EDGES, SNR_EDGES, TYPES, with_intervals
 from specvit_deploy.scenario import SURVEY, get_scenario
 
 LABEL_VARIANCE = float(LABEL_BOX.sd[LOG_G] ** 2)
 """Variance of log g over the label box, dex^2."""
-M_H_EDGES = (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.75)
-TYPES = (("giants", 1.0, 2.5), ("subgiants", 2.5, 3.5), ("dwarfs", 3.5, 5.01))
-"""By true log g."""
 SMALLEST = 50
 """Groups of fewer stars are left out."""
 

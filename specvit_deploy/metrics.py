@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 BOOTSTRAP = 1000
 SNR_EDGES = (0.0, 3.0, 4.0, 5.0, 6.0, 8.0, 10.0, 13.0, np.inf)
 """Edges of the S/N bins (median S/N per pixel)."""
+M_H_EDGES = (-2.5, -2.0, -1.5, -1.0, -0.5, 0.0, 0.751)
+"""Edges of the bins in [M/H], dex."""
+TYPES = (("giants", 1.0, 2.5), ("subgiants", 2.5, 3.5), ("dwarfs", 3.5, 5.001))
+"""Kinds of stars by true log g."""
 LOG_G_EDGES = (-np.inf, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, np.inf)
 """Edges of the bins in predicted log g, dex."""
 

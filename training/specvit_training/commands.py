@@ -38,10 +38,18 @@ def train(
     threads: int | None,
     restart: bool,
 ) -> None:
-    """Train as CONFIG (TOML) says; a stopped run goes on where it was."""
+    """Train as CONFIG (TOML) says: a network, which goes on where it was stopped, or a baseline (ridge, lightgbm)."""
+    from specvit_training.baselines import read_baseline, train_baseline
     from specvit_training.fit import read_config
     from specvit_training.fit import train as run
 
+    if baseline := read_baseline(config):
+        if time_budget or steps:
+            raise click.UsageError("a baseline ends by itself: leave --time-budget and --steps out")
+        baseline = replace(baseline, threads=threads or baseline.threads)
+        path = train_baseline(baseline, output or Path("runs") / config.stem, click.echo)
+        click.echo(f"wrote {path}; next: specvit-deploy evaluate {path}")
+        return
     settings = read_config(config)
     if time_budget:
         settings = replace(settings, time_budget_s=seconds(time_budget))
@@ -92,7 +100,11 @@ def teach(output: Path, scenario: str, mag: tuple[float, float], n: int, seed: i
 @click.option("--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra.")
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None) -> None:
-    """Score MODELS (bundles or checkpoints; default: the embedded bundle) on one test set, beside its limits."""
+    """Score MODELS on one test set, beside its limits.
+
+    Bundles, checkpoints, baselines, and two that need no training: `template` (maximum likelihood) and `posterior`
+    (the exact posterior mean).  [default: the embedded bundle]
+    """
     from specvit_deploy.recipe import test_recipe
     from specvit_training.evaluate import evaluate as run
 

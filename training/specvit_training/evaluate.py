@@ -15,13 +15,23 @@ from numpy.typing import NDArray
 from specvit_deploy import __version__
 from specvit_deploy.bundle import load_bundle
 from specvit_deploy.emulator import default_emulator
-from specvit_deploy.labels import LABEL_BOX, LOG_G
-from specvit_deploy.metrics import LOG_G_EDGES, SNR_EDGES, paired_r2_difference, scores, with_intervals
+from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
+from specvit_deploy.metrics import (
+    LOG_G_EDGES,
+    M_H_EDGES,
+    SNR_EDGES,
+    TYPES,
+    paired_r2_difference,
+    scores,
+    with_intervals,
+)
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.pipeline import Estimator as BundleEstimator
+from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.quality import median_snr
 from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import get_scenario
+from specvit_training.baselines import load_baseline
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
 from specvit_training.fit import build_network
@@ -39,9 +49,15 @@ class Model:
 
 
 def load_model(path: str, scenario: str) -> Model:
-    """Open a bundle (path or embedded name) or a checkpoint, which is told `scenario`."""
+    """Open a bundle (path or embedded name), a checkpoint or a baseline; `template` and `posterior` need no file.
+
+    A checkpoint, template and posterior are told `scenario`.
+    """
+    if path in ("template", "posterior"):
+        return _exact_model(path, scenario)
     if path.endswith(".safetensors"):
-        return _checkpoint_model(Path(path), scenario)
+        _, header = load_checkpoint(Path(path))
+        return _baseline_model(Path(path)) if "kind" in header else _checkpoint_model(Path(path), scenario)
     bundle = load_bundle(path)
     estimator = BundleEstimator(bundle)
 
@@ -77,6 +93,29 @@ def score_estimator(estimator: Estimator, recipe: Recipe) -> dict[str, Any]:
         **scores(y, table["log_g"]),
         **_coverage(y, table),
     }
+
+
+def _exact_model(name: str, scenario: str) -> Model:
+    """Maximum-likelihood template fit or posterior mean, both on the emulator."""
+    sampler = PosteriorSampler(get_scenario(scenario))
+
+    def fit(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        return {"log_g": sampler.fit(flux, error).labels[:, LOG_G]}
+
+    def sample(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        found = sampler(flux, error)
+        low, high = found.quantiles[:, LOG_G, 1], found.quantiles[:, LOG_G, 3]
+        return {"log_g": found.mean[:, LOG_G], "log_g_lo": low, "log_g_hi": high, "log_g_err": found.sd[:, LOG_G]}
+
+    return Model(name, {"kind": name, "told": scenario}, fit if name == "template" else sample)
+
+
+def _baseline_model(path: Path) -> Model:
+    predict, header = load_baseline(path)
+    config = header["config"]
+    facts = {"kind": "baseline", "told": config["scenario"], "spectra_seen": config["n"]}
+    facts |= {k: header[k] for k in ("parameters", "trees", "penalty") if k in header}
+    return Model(header["kind"], facts, lambda flux, error: {"log_g": predict(flux, error)})
 
 
 def _checkpoint_model(path: Path, scenario: str) -> Model:
@@ -125,20 +164,22 @@ def evaluate(
     -------
     dict
         Recipe, limits of the spectra at their true labels with the scenario's nuisances (overall and by S/N bin),
-        and per model the scores in dex with bootstrap intervals, overall and by S/N bin.
+        and per model the scores in dex: overall with bootstrap intervals, and by S/N, [M/H], type (true log g) and
+        predicted log g.
     """
     models = [load_model(path, recipe.scenario) for path in paths]
     scenario = get_scenario(recipe.scenario)
     mean, reference, _ = sufficient_statistic(default_emulator(), default_noise_model())
     preparation = Preparation(_f32(mean), _f32(reference), scenario)
     limits = Limits(TorchEmulator(default_emulator()), scenario)
-    truth, snr, crlb, crlb_prior = [], [], [], []
+    truth, snr, crlb, crlb_prior, m_h = [], [], [], [], []
     outputs: list[list[dict[str, NDArray[Any]]]] = [[] for _ in models]
     for labels, flux, error in recipe.blocks():
         prepared = preparation(torch.from_numpy(flux), torch.from_numpy(error))
         bound, bound_prior, _ = limits(torch.from_numpy(labels), prepared.flux, prepared.inverse_variance)
         truth.append(labels[:, LOG_G].astype(np.float64))
         snr.append(median_snr(flux, error))
+        m_h.append(labels[:, LABELS.index("M_H")])
         crlb.append(bound.numpy())
         crlb_prior.append(bound_prior.numpy())
         for model, parts in zip(models, outputs, strict=True):
@@ -147,6 +188,8 @@ def evaluate(
     y, s, c, cp = (np.concatenate(x).astype(np.float64) for x in (truth, snr, crlb, crlb_prior))
     tables = [{k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs]
     by_snr = _cells(s, SNR_EDGES)
+    by_m_h = _cells(np.concatenate(m_h).astype(np.float64), M_H_EDGES)
+    by_type = [({"name": name, **cell}, rows) for name, low, high in TYPES for cell, rows in _cells(y, (low, high))]
     return {
         "version": __version__,
         "test_set": {
@@ -167,6 +210,8 @@ def evaluate(
                 **_coverage(y, table),
                 "r2_minus_first": paired_r2_difference(y, table["log_g"], tables[0]["log_g"]),
                 "by_snr": _by_cell(y, table, by_snr),
+                "by_M_H": _by_cell(y, table, by_m_h),
+                "by_type": _by_cell(y, table, by_type),
                 "by_predicted_log_g": _by_cell(y, table, _cells(table["log_g"], LOG_G_EDGES)),
             }
             for model, table in zip(models, tables, strict=True)

@@ -1,0 +1,104 @@
+"""Ridge, trees, template fit and posterior as contestants of `evaluate`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+from specvit_training import baselines
+from specvit_training.baselines import BaselineConfig, load_baseline, read_baseline, train_baseline
+from specvit_training.evaluate import evaluate
+
+from specvit_deploy.cli import main
+from specvit_deploy.errors import SpecVitError
+from specvit_deploy.labels import LOG_G
+from specvit_deploy.recipe import Recipe
+
+CONFIGS = Path(__file__).parents[1] / "training" / "configs"
+SMALL = BaselineConfig("ridge", "study", (20.0, 21.0), n=1500, validation=300, threads=1)
+
+
+def silent(text: str) -> None:
+    pass
+
+
+@pytest.fixture(scope="module")
+def ridge(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return train_baseline(SMALL, tmp_path_factory.mktemp("ridge"), silent)
+
+
+@pytest.fixture(scope="module")
+def trees(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    pytest.importorskip("lightgbm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(baselines, "MAX_TREES", 12)
+        config = replace(SMALL, model="lightgbm", n=600)
+        return train_baseline(config, tmp_path_factory.mktemp("trees"), silent)
+
+
+@pytest.mark.parametrize("kind", ["ridge", "trees"])
+def test_a_baseline_learns_and_is_read_back(kind: str, request: pytest.FixtureRequest) -> None:
+    predict, header = load_baseline(request.getfixturevalue(kind))
+    labels, flux, error = next(iter(Recipe("study", (20.0, 21.0), 128, 900).blocks()))
+    found = predict(flux, error)
+    truth = labels[:, LOG_G]
+    assert header["config"]["scenario"] == "study" and found.shape == (128,)
+    assert 1 - ((found - truth) ** 2).mean() / truth.var() > {"ridge": 0.3, "trees": 0.05}[kind]
+
+
+def test_ridge_is_the_textbook_solution(ridge: Path) -> None:
+    predict, header = load_baseline(ridge)
+    prepare = baselines.preparation("study")
+    x, y = baselines._matrices(prepare, Recipe("study", SMALL.mag, SMALL.n, SMALL.seed))
+    center, middle = x.mean(0), y.mean()
+    x = (x - center).astype(np.float64)
+    dual = np.linalg.solve(x @ x.T + header["penalty"] * np.eye(len(x)), y - middle)  # one unknown a spectrum
+    _, flux, error = next(iter(Recipe("study", (20.0, 21.0), 64, 901).blocks()))
+    expected = (baselines.features(prepare, flux, error) - center) @ (x.T @ dual) + middle
+    np.testing.assert_allclose(predict(flux, error), expected, atol=2e-3)
+
+
+def test_bad_pixels_and_units_do_not_reach_a_baseline(ridge: Path) -> None:
+    predict, _ = load_baseline(ridge)
+    _, flux, error = next(iter(Recipe("study", (20.0, 21.0), 32, 902).blocks()))
+    masked = error.copy()
+    masked[:, 100:140] = np.inf
+    spoiled = flux.copy()
+    spoiled[:, 100:140] = 1e6
+    np.testing.assert_allclose(predict(spoiled, masked), predict(flux, masked), rtol=1e-6)
+    np.testing.assert_allclose(predict(1e-15 * flux, np.float32(1e-15) * error), predict(flux, error), atol=1e-3)
+
+
+def test_all_contestants_meet_on_one_test_set(ridge: Path) -> None:
+    report = evaluate(["posterior", "template", str(ridge)], Recipe("study", (20.5, 22.5), 256, 903))
+    posterior, template, other = report["models"]
+    assert [m["name"] for m in report["models"]] == ["posterior", "template", "ridge"]
+    assert posterior["overall"]["r2"][0] > max(template["overall"]["r2"][0], other["overall"]["r2"][0])
+    assert 0.55 < posterior["coverage_68_interval"] < 0.8 and "coverage_68_interval" not in template
+    assert {cell["name"] for cell in posterior["by_type"]} == {"giants", "subgiants", "dwarfs"}
+    assert sum(cell["n"] for cell in posterior["by_type"]) == 256
+    json.dumps(report, allow_nan=False)
+
+
+@pytest.mark.parametrize("name", ["ridge", "lightgbm"])
+def test_named_configurations_are_baselines(name: str) -> None:
+    config = read_baseline(CONFIGS / f"{name}.toml")
+    assert config is not None and config.model == name
+    assert read_baseline(CONFIGS / "small.toml") is None
+
+
+def test_wrong_configurations_say_what_is_wrong(tmp_path: Path, ridge: Path) -> None:
+    (tmp_path / "a.toml").write_text('model = "ridge"\nscenario = "study"\ndepth = 3\n')
+    with pytest.raises(SpecVitError, match="depth"):
+        read_baseline(tmp_path / "a.toml")
+    (tmp_path / "b.toml").write_text('model = "ridge"\n')
+    with pytest.raises(SpecVitError, match="scenario"):
+        read_baseline(tmp_path / "b.toml")
+    result = CliRunner().invoke(main, ["train", str(CONFIGS / "ridge.toml"), "--steps", "3"])
+    assert result.exit_code == 2 and "ends by itself" in result.output
+    with pytest.raises(SpecVitError, match="not a checkpoint"):
+        load_baseline(tmp_path / "a.toml")
