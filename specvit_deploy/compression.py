@@ -109,7 +109,9 @@ class Compressed:
         )
 
 
-def compress(templates: Templates, flux: Array, ivar: Array, index: NDArray[np.int64]) -> Compressed:
+def compress(
+    templates: Templates, flux: Array, ivar: Array, index: NDArray[np.int64], exact: bool = True
+) -> Compressed:
     """Compress spectra.
 
     Parameters
@@ -120,6 +122,8 @@ def compress(templates: Templates, flux: Array, ivar: Array, index: NDArray[np.i
         In units near the emulator's; ivar is 0, and flux finite, at bad pixels.
     index : (N,) int array
         Number of the velocity in `templates.velocity` to expand about.
+    exact : bool
+        Double precision for the rows at rest: chi2 is a small difference of their products; labels do not need it.
     """
     size = templates.kinds * templates.terms
     gram, projection = np.empty((len(flux), size, size)), np.empty((len(flux), size))
@@ -127,12 +131,12 @@ def compress(templates: Templates, flux: Array, ivar: Array, index: NDArray[np.i
     for velocity in np.unique(index):
         rows = templates.rows(int(velocity))
         for i in np.flatnonzero(index == velocity):
-            design = rows * weight[i]
-            gram[i] = design @ design.T
-            rest = rows[: templates.terms] * np.sqrt(
-                ivar[i]
-            )  # in double precision: chi2 is a small difference of these
-            gram[i, : templates.terms, : templates.terms] = rest @ rest.T
+            if templates.kinds > 1 or not exact:
+                design = rows * weight[i]
+                gram[i] = design @ design.T
+            if exact:
+                rest = rows[: templates.terms] * np.sqrt(ivar[i])
+                gram[i, : templates.terms, : templates.terms] = rest @ rest.T
             projection[i] = rows @ (ivar[i] * flux[i])
     power: Array = np.einsum("np,np,np->n", ivar, flux, flux)
     return Compressed(

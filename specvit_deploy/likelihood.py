@@ -71,9 +71,8 @@ class Likelihood:
 
     def compress(self, value: Array, sigma: Array, good: NDArray[np.bool_]) -> Compressed:
         """Statistics of scaled spectra at rest, their errors taken as they are."""
-        return compress(
-            self.templates, value, good / sigma**2, np.full(len(value), self.templates.middle, dtype=np.int64)
-        )
+        rest = np.full(len(value), self.templates.middle, dtype=np.int64)
+        return compress(self.templates, value, good / sigma**2, rest, exact=False)
 
     def recompress(self, value: Array, sigma: Array, good: NDArray[np.bool_], terms: Array, q: Array) -> Compressed:
         """Statistics about velocity and model of a first fit: `terms` (N, K + 1) and `q` (N, kinds)."""

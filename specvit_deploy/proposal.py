@@ -22,6 +22,7 @@ KERNELS = 16
 (carbon and alpha elements of cool stars where C/O is about 1). They have half of the share, one wide one the rest."""
 LOOSEN = 0.25
 """Factor on that information: kernels twice as wide."""
+_ROW, _COLUMN = np.triu_indices(5)
 WIDEST = 12.0
 """Largest variance of a proposal; the prior has 6.8."""
 
@@ -82,16 +83,23 @@ class Proposal:
         return np.where(from_prior[..., None], to_open(rng.random((n, size, 5))), student).clip(-FARTHEST, FARTHEST)
 
     def density(self, phi: Array) -> Array:
-        """Density (N, S) of the Student-t part at coordinates (N, S, 5)."""
+        """Density (N, S) of the Student-t part at coordinates (N, S, 5).
+
+        The squared distances to all centres are one matrix product with the products of coordinates.
+        """
         constant = math.gamma((DEGREES + 5) / 2) / math.gamma(DEGREES / 2) / (DEGREES * math.pi) ** 2.5
         inverse = np.linalg.inv(self.root)
         factor = self.share * constant / np.einsum("nlii->nli", self.root).prod(-1)
-        out = np.zeros(phi.shape[:2])
-        for k in range(self.share.shape[1]):
-            y = (phi - self.center[:, None, k]) @ inverse[:, k].swapaxes(1, 2)
-            base = 1.0 + (y**2).sum(-1) / DEGREES
-            out += factor[:, k, None] / base ** ((DEGREES + 5) / 2)
-        return out
+        precision = inverse.swapaxes(-1, -2) @ inverse
+        pull = (precision @ self.center[..., None])[..., 0]
+        double = np.where(_ROW == _COLUMN, 1.0, 2.0)
+        coefficients = np.concatenate(
+            [double * precision[..., _ROW, _COLUMN], -2.0 * pull, (pull * self.center).sum(-1, keepdims=True)], -1
+        )
+        terms = np.concatenate([phi[..., _ROW] * phi[..., _COLUMN], phi, np.ones((*phi.shape[:2], 1))], -1)
+        base = 1.0 + (terms @ coefficients.swapaxes(1, 2)).clip(min=0.0) / DEGREES
+        square = base * base
+        return np.asarray((factor[:, None] / (square * square * base)).sum(-1))  # the power (DEGREES + 5) / 2
 
 
 def tempered(log_weight: Array) -> Array:

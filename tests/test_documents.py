@@ -39,8 +39,67 @@ def test_accuracy_in_the_readme_is_that_of_the_shipped_bundles(scenario: str) ->
 
 
 def test_emulator_figures_in_the_readme_are_measured() -> None:
-    for region in report("emulator.json").values():
-        assert f"{100 * region['pixels_below_fifth_of_noise']:.1f} %" in README
+    found = report("emulator.json")
+    for region, figures in found["flux"].items():
+        assert f"{100 * figures['pixels_below_fifth_of_noise']:.1f} %" in README
+        assert f"{found['log_g'][region]['shift_over_crlb_median']:.2f}" in README
+    assert found["flags"]["warm"]["off_share"] == found["flags"]["cool"]["off_share"] == 0.0  # as the README says
+    for row in found["curve"]:
+        assert f"| {row['nodes']} | {100 * row['flux']['warm']['pixels_below_fifth_of_noise']:.1f} %" in README
+
+
+def interval(values: list[float]) -> str:
+    return f"{values[0]:.3f} ({values[1]:.3f}-{values[2]:.3f})"
+
+
+@pytest.mark.parametrize("scenario", ["study", "survey"])
+def test_ceilings_in_the_readme_are_measured_on_the_set_that_models_are_scored_on(scenario: str) -> None:
+    (found,) = report(f"ceiling-{scenario}.json")["sets"]
+    assert found["recipe"]["hash"] == report(f"accuracy-{scenario}.json")["test_set"]["hash"]
+    overall = found["ceilings"]["overall"]
+    (row,) = [line for line in README.splitlines() if line.startswith(f"| {scenario} | ") and "**" in line]
+    for cell in (
+        interval(overall["posterior"]["r2"]),
+        interval(overall["posterior"]["r2_from_variance"]),
+        f"{overall['crlb']['scenario']['sigma_median']:.3f}",
+        f"{found['van_trees']['r2']:.3f}",
+    ):
+        assert cell in row
+    for cell in found["ceilings"]["by_snr"]:
+        assert interval(cell["posterior"]["r2"]) in README
+
+
+@pytest.mark.parametrize("scenario", ["study", "survey"])
+def test_the_posterior_behind_the_ceilings_is_calibrated(scenario: str) -> None:
+    ceilings = report(f"ceiling-{scenario}.json")["sets"][0]["ceilings"]
+    overall = ceilings["overall"]["posterior"]
+    assert overall["ess_below_200_share"] < 0.01
+    assert overall["pit_largest_deviation"] < 1.63 / overall["n"] ** 0.5  # Kolmogorov-Smirnov at 1 %
+    for level, nominal in (("coverage_68", 0.6827), ("coverage_95", 0.95)):
+        assert abs(overall[level] - nominal) < 0.015
+        for cell in ceilings["by_snr"]:
+            error = (nominal * (1 - nominal) / cell["n"]) ** 0.5
+            assert abs(cell["posterior"][level] - nominal) < 3 * error, (level, cell["range"])
+
+
+@pytest.mark.parametrize("name", ["ceiling-study", "ceiling-survey", "ceiling-mags-study", "ceiling-mags-survey"])
+def test_no_population_bound_lies_above_the_best_estimator(name: str) -> None:
+    for found in report(f"{name}.json")["sets"]:
+        bound, posterior = found["van_trees"], found["ceilings"]["overall"]["posterior"]
+        assert bound["variance"] - 3 * bound["variance_error"] < posterior["rmse_from_variance"] ** 2
+        assert bound["variance"] > 0.5 * posterior["rmse_from_variance"] ** 2  # and it says something
+        if name.count("-") == 2:
+            assert f"{bound['rmse']:.3f} | {posterior['rmse_from_variance']:.3f}" in README
+
+
+def test_syntheses_in_the_readme_were_compared() -> None:
+    nodes = report("regenerated.json")
+    assert nodes["rms_median"] < 0.003 and f"(median {100 * nodes['rms_median']:.3f} %)" in README
+    for star in report("near-nodes.json")["stars"]:
+        assert abs(star["ratio_5d"] - 1) < 0.1 and abs(star["ratio_3d"] - 1) < 0.1
+    speed = report("limits-speed.json")
+    assert f"{speed['crlb_numpy']['spectra_per_second']:.0f} bounds" in README
+    assert min(found["spectra_per_second"] for found in speed["posterior"].values()) > 20
 
 
 def test_every_bit_that_can_be_set_is_in_the_readme() -> None:
