@@ -26,7 +26,7 @@ from specvit_deploy.nodes import Nodes
 from specvit_deploy.noise import default_noise_model, expected_error
 from specvit_deploy.pipeline import Estimator
 from specvit_deploy.quality import Quality
-from specvit_training.emulator_fit import COOL_K, FitConfig, evaluate_emulator, fit_emulator
+from specvit_training.emulator_fit import COOL_K, JUDGE_SNR, FitConfig, evaluate_emulator, fit_emulator
 
 SHIFT_MAG = 21.5
 FLAG_MAG = 20.0
@@ -78,9 +78,9 @@ def shifts(emulator: Emulator, nodes: Nodes) -> dict[str, Any]:
 def flagged(emulator: Emulator, nodes: Nodes, bundle: str) -> dict[str, Any]:
     """Do the quality bits catch spectra that the emulator gets wrong, at S/N 25.
 
-    Every held-out node and its emulated twin get the same noise and go through the bundle. A node is *off* if the
-    mean difference of the two log g exceeds one `log_g_err`; a copy is *caught* if POOR_FIT, LABEL_EDGE or
-    OUT_OF_DISTRIBUTION is set on it.
+    Every held-out node and its emulated twin get the same noise and go through the bundle. A node is *poor* if its
+    median |dF|/F exceeds a fifth of the noise, and *off* if the mean difference of the two log g exceeds one
+    `log_g_err`; a copy is *caught* if POOR_FIT, LABEL_EDGE or OUT_OF_DISTRIBUTION is set on it.
     """
     labels, flux, regions = held_out(emulator, nodes)
     model = emulator.flux(labels)
@@ -96,6 +96,7 @@ def flagged(emulator: Emulator, nodes: Nodes, bundle: str) -> dict[str, Any]:
         difference[k], err[k] = node["log_g"] - twin["log_g"], node["log_g_err"]
         caught[k], false_alarm[k] = (node["quality"] & bits) > 0, (twin["quality"] & bits) > 0
     off = np.abs(difference.mean(0)) > err.mean(0)
+    poor = np.median(np.abs(flux / model - 1.0), axis=1) > 0.2 / JUDGE_SNR
     return {
         name: {
             "spectra": int(rows.sum()),
@@ -104,6 +105,8 @@ def flagged(emulator: Emulator, nodes: Nodes, bundle: str) -> dict[str, Any]:
             "difference_over_err_median": float(np.median(np.abs(difference.mean(0) / err.mean(0))[rows])),
             "off_share": float(off[rows].mean()),
             "caught_of_off": float(caught[:, rows & off].mean()) if (rows & off).any() else None,
+            "poor_share": float(poor[rows].mean()),
+            "caught_of_poor": float(caught[:, rows & poor].mean()) if (rows & poor).any() else None,
             "caught_of_all": float(caught[:, rows].mean()),
             "caught_of_twins": float(false_alarm[:, rows].mean()),
         }
