@@ -21,6 +21,7 @@ from specvit_deploy.ceiling import (
 )
 from specvit_deploy.ceiling_report import describe, summarise, write_csv, write_stars
 from specvit_deploy.cli import progress
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.lattice import RegularGrid, lattice_labels
 from specvit_deploy.recipe import Recipe, test_recipe
 
@@ -59,6 +60,7 @@ PathOption = click.Path(path_type=Path)
 @click.option("--emulator", type=PathOption, help="Emulator file.  [default: the embedded one]")
 @click.option("--posterior/--no-posterior", default=True, show_default=True, help="Sample the exact posterior (MMSE).")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")
+@click.option("--report", type=PathOption, help="Read this report (JSON) instead of measuring, for --csv and --plot.")
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 @click.option("--csv", "table", type=PathOption, help="Write the report as a table (CSV) here.")
 @click.option("--stars", type=PathOption, help="Write the figures of every star (HDF5) here; one set at a time.")
@@ -80,6 +82,7 @@ def ceiling(
     emulator: Path | None,
     posterior: bool,
     workers: int,
+    report: Path | None,
     output: Path | None,
     table: Path | None,
     stars: Path | None,
@@ -94,7 +97,12 @@ def ceiling(
         raise click.UsageError("the stars of a CATALOG have their own labels: leave --lattice and --nodes out")
     if sum((catalog is not None, bool(mag), test_set)) > 1:
         raise click.UsageError("give a CATALOG, or --mag, or --test-set")
-    models = [json.loads(path.read_text()) for path in accuracy]
+    models = [_read(path, "models", "specvit-deploy evaluate -o") for path in accuracy]
+    if report:
+        if output or stars or catalog or mag or test_set:
+            raise click.UsageError("--report measures nothing: it goes with --csv and --plot alone")
+        _write_out(_read(report, "sets", "specvit-deploy ceiling -o")["sets"], table, plot, models)
+        return
     recipes: list[tuple[str, Recipe | None]]
     if catalog:
         recipes = [(catalog.name, None)]
@@ -114,19 +122,35 @@ def ceiling(
         job = Job(
             scenario, recipe, catalog, noise_level, seed, labels, grid, posterior and labels is None, emulator, nodes
         )
-        report, columns = _one(job, name, workers)
-        reports.append(report)
-        click.echo(_lines(report))
+        found, columns = _one(job, name, workers)
+        reports.append(found)
+        click.echo(_lines(found))
         if stars:
-            write_stars(stars, columns, report)
+            write_stars(stars, columns, found)
     if output:
         with whole_file(output) as temporary:
             temporary.write_text(json.dumps({"sets": reports}, indent=1) + "\n")
+    _write_out(reports, table, plot, models)
+
+
+def _write_out(
+    reports: list[dict[str, Any]], table: Path | None, plot: Path | None, models: list[dict[str, Any]]
+) -> None:
     if table:
         write_csv(table, reports)
     if plot:
         with whole_file(plot) as temporary:
             import_module("specvit_training.figures").plot_ceiling(temporary, reports, models)
+
+
+def _read(path: Path, key: str, command: str) -> dict[str, Any]:
+    """Read a report that must have `key`."""
+    try:
+        found = json.loads(path.read_text())
+        found[key]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise SpecVitError(f"{path} is not such a report ({error}); write one with '{command}'") from None
+    return dict(found)
 
 
 def _one(job: Job, name: str, workers: int) -> tuple[dict[str, Any], Columns]:

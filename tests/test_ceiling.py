@@ -124,6 +124,8 @@ def test_report_table_stars_and_figure_are_written(tmp_path: Path, monkeypatch: 
     with h5py.File(files["stars.h5"]) as file:
         assert file["mean"].shape == (140, 5) and list(file.attrs["label_names"]) == list(LABELS)
     assert files["f.png"].read_bytes()[:4] == b"\x89PNG"
+    again = run("--report", files["r.json"], "--csv", tmp_path / "again.csv")
+    assert again.exit_code == 0 and (tmp_path / "again.csv").read_text() == files["r.csv"].read_text()
     assert not list(tmp_path.glob("*.tmp*"))
 
 
@@ -134,6 +136,7 @@ def test_report_table_stars_and_figure_are_written(tmp_path: Path, monkeypatch: 
         (("--mag", "20", "--test-set"), "--mag, or --test-set"),
         (("--stars", "s.h5"), "give one --mag"),
         (("missing.h5",), "does not exist"),
+        (("--report", "missing.json"), "goes with --csv and --plot alone"),
     ],
 )
 def test_impossible_wishes_are_refused_with_a_remedy(args: tuple[str, ...], remedy: str, tmp_path: Path) -> None:
