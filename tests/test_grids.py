@@ -537,3 +537,19 @@ def test_workers_do_not_load_torch() -> None:
     code = f"import sys; sys.path[:0] = {sys.path!r}; import specvit_training.grids; print('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert result.stdout.strip() == "False", result.stderr
+
+
+def test_a_folder_of_spectra_becomes_an_emulator_from_the_command_line(library: Library, tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from specvit_deploy.cli import main
+    from specvit_deploy.emulator import Emulator
+
+    output = tmp_path / "own.npz"
+    command = ["emulator", "fit", str(library.new.parent), "-o", str(output), "--processes", "1"]
+    result = CliRunner().invoke(main, command)
+    assert result.exit_code == 2 and "give more nodes" in result.output and not output.exists()
+    result = CliRunner().invoke(main, [*command, "--components", "4", "--holdout", "3", "--steps", "30"])
+    assert result.exit_code == 0, result.output
+    assert Emulator.load(output).basis.shape == (4, GRID.n) and (tmp_path / "own.nodes.h5").exists()
+    assert "holds them already" in result.output  # converted by the first attempt

@@ -143,6 +143,8 @@ def emulator() -> None:
 )
 @click.option("--seed", default=7, show_default=True, help="Of the hold-out and the start.")
 @click.option("--steps", default=10_000, show_default=True, help="Optimiser steps of each member.")
+@click.option("--components", default=60, show_default=True, type=click.IntRange(1), help="Principal components.")
+@click.option("--holdout", default=144, show_default=True, type=click.IntRange(0), help="Nodes kept for judging.")
 @click.option("--node-file", type=PathOption, help="Where converted spectra go.  [default: OUTPUT with .nodes.h5]")
 @click.option(
     "--medium",
@@ -161,7 +163,16 @@ def emulator() -> None:
     help="Line spread before the pixel average, A.",
 )
 @click.option("--processes", default=2, show_default=True, type=click.IntRange(1), help="Of the conversion.")
-def fit(nodes: tuple[Path, ...], output: Path, seed: int, steps: int, node_file: Path | None, **settings: Any) -> None:
+def fit(
+    nodes: tuple[Path, ...],
+    output: Path,
+    seed: int,
+    steps: int,
+    components: int,
+    holdout: int,
+    node_file: Path | None,
+    **settings: Any,
+) -> None:
     """Fit an emulator to NODES: a node file, or spectra and folders of a BOSZ grid (2017 or 2024)."""
     from specvit_training.emulator_fit import FitConfig, evaluate_emulator, fit_emulator
     from specvit_training.grids import read_grid
@@ -169,10 +180,11 @@ def fit(nodes: tuple[Path, ...], output: Path, seed: int, steps: int, node_file:
     with progress("convert") as (start, advance):
         target = node_file or output.with_suffix(".nodes.h5")
         grid = read_grid(nodes, target, log=click.echo, start=start, advance=advance, **settings)
-    fitted = fit_emulator(grid, FitConfig(seed=seed, steps=steps))
+    fitted = fit_emulator(grid, FitConfig(seed=seed, steps=steps, components=components, holdout=holdout))
     fitted.save(output)
     click.echo(f"wrote {output}")
-    _print_evaluation(evaluate_emulator(fitted, grid))
+    if holdout:
+        _print_evaluation(evaluate_emulator(fitted, grid))
 
 
 @emulator.command("evaluate")
