@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -34,3 +34,24 @@ def whole_file(path: str | Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def check_outputs(outputs: Iterable[Path | None], inputs: Iterable[Path | None] = ()) -> None:
+    """Refuse outputs that could not be written, or would replace an input or one another; before any work is done.
+
+    Raises
+    ------
+    SpecVitError
+        For the first of them.
+    """
+    taken = {path.resolve(): path for path in inputs if path is not None}
+    for path in outputs:
+        if path is None:
+            continue
+        if path.resolve() in taken:
+            raise SpecVitError(f"{path} would replace {taken[path.resolve()]}; choose another file")
+        taken[path.resolve()] = path
+        if path.is_dir():
+            raise SpecVitError(f"{path} is a folder; give a file name")
+        if not (path.parent.is_dir() and os.access(path.parent, os.W_OK)):
+            raise SpecVitError(f"cannot write {path}: its folder is missing or read-only; choose another place")

@@ -20,17 +20,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.catalog_writer import BLOCK, draw_block
-from specvit_deploy.emulator import Array, Emulator, default_emulator
+from specvit_deploy.compression import scaled
+from specvit_deploy.emulator import THETA_K, Array, Emulator, default_emulator
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.fisher import Information, Nuisances, in_model_units, information, spectrum_information
+from specvit_deploy.fisher import Information, Nuisances, design, in_model_units, information, spectrum_information
 from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.simulation import TABLE, read_params
 from specvit_deploy.grid import PFS_MR
-from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
+from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G, LabelBox
 from specvit_deploy.lattice import RegularGrid, lattice_jacobian
 from specvit_deploy.noise import transmission
 from specvit_deploy.pipeline import add_noise, looks_noise_free
 from specvit_deploy.posterior import PosteriorSampler
+from specvit_deploy.prior import Prior
 from specvit_deploy.quality import median_snr
 from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import SURVEY, get_scenario
@@ -81,6 +83,8 @@ class Job:
         Instead of the embedded one.
     nodes : Path, optional
         Node file of a regular grid whose differences replace the emulator's; `labels` are nodes of it.
+    box : LabelBox
+        Uniform prior, inside the emulator's range; see `covered_box`.
     """
 
     scenario: str
@@ -93,6 +97,7 @@ class Job:
     posterior: bool = True
     emulator: Path | None = None
     nodes: Path | None = None
+    box: LabelBox = LABEL_BOX
 
     def __len__(self) -> int:
         if self.recipe is not None:
@@ -113,10 +118,12 @@ class Worker:
     def __post_init__(self) -> None:
         self.model = Emulator.load(self.job.emulator) if self.job.emulator else default_emulator()
         self.scenario = get_scenario(self.job.scenario)
-        self.sampler = PosteriorSampler(self.scenario, emulator=self.model) if self.job.posterior else None
+        prior = Prior(self.job.box)
+        self.sampler = PosteriorSampler(self.scenario, prior, self.model) if self.job.posterior else None
         recipe = self.job.recipe
         if recipe:
-            self.simulator = Simulator(get_scenario(recipe.scenario), mag=recipe.mag, emulator=self.model)
+            scenario = get_scenario(recipe.scenario)
+            self.simulator = Simulator(scenario, mag=recipe.mag, box=self.job.box, emulator=self.model)
         else:
             assert self.job.catalog is not None
             self.truth = catalog_labels(self.job.catalog)
@@ -135,7 +142,8 @@ class Worker:
             draws = NumpyDraws(np.random.SeedSequence([recipe.seed, block]))
             spectra = self.simulator.draw(n, draws, self.job.labels[rows].astype(np.float32))
         bright = transmission(spectra.seeing, spectra.zenith, spectra.field) * 10 ** (-0.4 * spectra.mag)
-        columns = {"truth": spectra.labels[:n].astype(np.float64), "brightness": bright[:n]}
+        truth = spectra.labels[:n].astype(np.float64) if self.job.labels is None else self.job.labels[rows]
+        columns = {"truth": truth, "brightness": bright[:n]}
         return columns, spectra.flux[:n], np.where(spectra.bad, np.inf, spectra.error)[:n].astype(np.float32)
 
     def _read_catalog(self, rows: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
@@ -163,7 +171,7 @@ class Worker:
                 "posterior_chi2": out.chi2_reduced,
             }  # fmt: skip
             labels = np.where(np.isnan(labels), out.mean, labels)
-            labels = np.where(np.isnan(labels), LABEL_BOX.center, labels)  # no good pixel: no information either
+            labels = np.where(np.isnan(labels), self.job.box.center, labels)  # no good pixel: no information either
         elif np.isnan(labels).any():
             raise SpecVitError("the catalogue has no true labels; leave the posterior on, it gives the labels")
         return columns | self.limits(labels, flux, error)
@@ -173,22 +181,26 @@ class Worker:
         if self.scenario.amplitude_free:
             _, ivar = in_model_units(flux, error, self.model.flux(labels))
         else:
-            ivar = np.where(np.isfinite(error) & (error > 0) & np.isfinite(flux), error, np.inf).astype(float) ** -2
+            spectra = scaled(flux, error)
+            ivar = spectra.good / (spectra.sigma * spectra.unit) ** 2
         if self.job.grid:
             jacobian, free = self._differences(labels)
-            full = Information(information(jacobian, ivar), free, np.full(len(free), np.inf))
-            parts = {"3d": full.about(*THREE), **({"5d": full} if free == LABELS else {})}
+            nuisance_rows, names = design(self.model, labels, (), Nuisances.of(SURVEY))
+            prior = np.array([np.inf] * len(free) + list(Nuisances.of(SURVEY).prior_sd.values()))
+            matrix = information(np.concatenate([jacobian, nuisance_rows], 1), ivar)
+            full = Information(matrix, (*free, *names), prior)
         else:
+            free = LABELS
             full = spectrum_information(self.model, labels, ivar, LABELS, Nuisances.of(SURVEY))
-            parts = {name: full.about(*free) for name, free in CASES.items()}
-        nuisances = () if self.job.grid else tuple(Nuisances.of(self.scenario).prior_sd)
-        own = full if self.job.grid else full.about(*LABELS, *nuisances)
+        parts = {name: full.about(*case) for name, case in CASES.items() if set(case) <= set(full.names)}
+        nuisances = tuple(Nuisances.of(self.scenario).prior_sd)
+        own = full.about(*free, *nuisances)
         out = {f"crlb_{name}": part.sigma("log_g") for name, part in parts.items()}
         out |= {f"decay_{name}": parts[name].decay("log_g") for name in ("3d", "5d") if name in parts}
-        prior = {name: sd for name, sd in zip(LABELS, LABEL_BOX.sd, strict=True) if name in own.names}
+        width = {name: sd for name, sd in zip(LABELS, self.job.box.sd, strict=True) if name in free}
         return out | {
             "crlb": own.sigma("log_g"),
-            "crlb_prior": own.with_prior(prior).sigma("log_g"),
+            "crlb_prior": own.with_prior(width).sigma("log_g"),
             "information": own.without(*nuisances).matrix,
         }
 
@@ -220,15 +232,19 @@ def measure(job: Job, workers: int = 1, advance: Callable[[int], None] = lambda 
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
-_worker: Worker
+_job: Job
+_worker: Worker | None = None
 
 
 def _start(job: Job) -> None:
-    global _worker
-    _worker = Worker(job)
+    global _job
+    _job = job
 
 
 def _one(block: int) -> Columns:
+    global _worker
+    if _worker is None:  # not in `_start`, whose errors a pool does not pass on
+        _worker = Worker(_job)
     return _worker(block)
 
 
@@ -267,7 +283,33 @@ def catalog_labels(path: Path) -> Array:
         return np.full((len(catalog), 5), np.nan)
 
 
-def population_ceiling(job: Job, workers: int = 1, seed: int = SEED + 1) -> dict[str, Any]:
+def bound_slices(recipe: Recipe) -> int:
+    """Slices in brightness of the van Trees bound: one for a single magnitude."""
+    return 1 if recipe.mag[0] == recipe.mag[1] else BOUND_BINS
+
+
+def covered_box(emulator: Emulator) -> LabelBox:
+    """Return the part of the label box that an emulator's nodes span.
+
+    Raises
+    ------
+    SpecVitError
+        If it is empty.
+    """
+    low = np.maximum(LABEL_BOX.low, [THETA_K / emulator.x_high[0], *emulator.x_low[1:5]])
+    high = np.minimum(LABEL_BOX.high, [THETA_K / emulator.x_low[0], *emulator.x_high[1:5]])
+    if not (low < high).all():
+        name = LABELS[int(np.argmin(high - low > 0))]
+        raise SpecVitError(f"the emulator does not reach the label box in {name}; fit one to nodes that do")
+    tiny = 0.01 * (high - low)  # nodes scattered in a box do not quite reach its edges
+    low = np.where(low <= LABEL_BOX.low + tiny, LABEL_BOX.low, low)
+    high = np.where(high >= LABEL_BOX.high - tiny, LABEL_BOX.high, high)
+    return LabelBox(tuple(low.tolist()), tuple(high.tolist()))
+
+
+def population_ceiling(
+    job: Job, workers: int = 1, seed: int = SEED + 1, advance: Callable[[int], None] = lambda rows: None
+) -> dict[str, Any]:
     """Weighted van Trees bound of a simulated population with uniform labels.
 
     A range of magnitudes is cut into slices of equal brightness as the telescope sees it, which the errors of a
@@ -276,12 +318,11 @@ def population_ceiling(job: Job, workers: int = 1, seed: int = SEED + 1) -> dict
     recipe = job.recipe
     if recipe is None or job.labels is not None:
         raise SpecVitError("the van Trees bound needs uniform labels: use magnitudes or the test set")
-    bins = 1 if recipe.mag[0] == recipe.mag[1] else BOUND_BINS
-    rows_wanted = BOUND_ROWS * bins
-    fresh = replace(job, recipe=replace(recipe, n=rows_wanted, seed=seed), posterior=False)
-    columns = measure(fresh, workers)
-    variance_of_box = float(LABEL_BOX.sd[LOG_G] ** 2)
-    low, width = np.asarray(LABEL_BOX.low), np.subtract(LABEL_BOX.high, LABEL_BOX.low)
+    bins = bound_slices(recipe)
+    fresh = replace(job, recipe=replace(recipe, n=BOUND_ROWS * bins, seed=seed), posterior=False)
+    columns = measure(fresh, workers, advance)
+    variance_of_box = float(job.box.sd[LOG_G] ** 2)
+    low, width = np.asarray(job.box.low), np.subtract(job.box.high, job.box.low)
     order = np.argsort(columns["brightness"])
     parts = []
     for rows in np.array_split(order, bins):

@@ -10,18 +10,23 @@ from typing import Any
 
 import click
 
-from specvit_deploy.atomic import whole_file
+from specvit_deploy.atomic import check_outputs, whole_file
 from specvit_deploy.ceiling import (
+    BOUND_ROWS,
     REFERENCE_MAGS,
     SEED,
     Columns,
     Job,
+    bound_slices,
+    covered_box,
     measure,
     population_ceiling,
 )
-from specvit_deploy.ceiling_report import describe, summarise, write_csv, write_stars
+from specvit_deploy.ceiling_report import describe, is_stars, summarise, write_csv, write_stars
 from specvit_deploy.cli import progress
+from specvit_deploy.emulator import Emulator
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.lattice import RegularGrid, lattice_labels
 from specvit_deploy.recipe import Recipe, test_recipe
 
@@ -97,12 +102,24 @@ def ceiling(
         raise click.UsageError("the stars of a CATALOG have their own labels: leave --lattice and --nodes out")
     if sum((catalog is not None, bool(mag), test_set)) > 1:
         raise click.UsageError("give a CATALOG, or --mag, or --test-set")
+    check_outputs((output, table, stars, plot), (catalog, nodes, emulator, report, *accuracy))
+    if stars and stars.exists() and not is_stars(stars):
+        raise SpecVitError(f"{stars} exists and holds something else than --stars; choose another file")
+    if accuracy and not plot:
+        raise click.UsageError("--accuracy shows models in the figure: add --plot")
+    if plot:
+        import_module("matplotlib")  # rather now than after all the work
     models = [_read(path, "models", "specvit-deploy evaluate -o") for path in accuracy]
     if report:
         if output or stars or catalog or mag or test_set:
             raise click.UsageError("--report measures nothing: it goes with --csv and --plot alone")
+        if not (table or plot):
+            raise click.UsageError("--report is for --csv and --plot: give one of them")
         _write_out(_read(report, "sets", "specvit-deploy ceiling -o")["sets"], table, plot, models)
         return
+    box = covered_box(Emulator.load(emulator)) if emulator else LABEL_BOX
+    if test_set and box != LABEL_BOX:
+        raise SpecVitError("the test set fills the label box, which this emulator does not cover; use magnitudes")
     recipes: list[tuple[str, Recipe | None]]
     if catalog:
         recipes = [(catalog.name, None)]
@@ -120,7 +137,17 @@ def ceiling(
             labels = RegularGrid.open(nodes).labels(recipe.n, SEED) if nodes else lattice_labels(recipe.n, SEED)
             recipe = replace(recipe, n=len(labels))
         job = Job(
-            scenario, recipe, catalog, noise_level, seed, labels, grid, posterior and labels is None, emulator, nodes
+            scenario,
+            recipe,
+            catalog,
+            noise_level,
+            seed,
+            labels,
+            grid,
+            posterior=posterior and labels is None,
+            emulator=emulator,
+            nodes=nodes,
+            box=box,
         )
         found, columns = _one(job, name, workers)
         reports.append(found)
@@ -147,7 +174,8 @@ def _read(path: Path, key: str, command: str) -> dict[str, Any]:
     """Read a report that must have `key`."""
     try:
         found = json.loads(path.read_text())
-        found[key]
+        if not found[key]:
+            raise ValueError(f"no {key} in it")
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise SpecVitError(f"{path} is not such a report ({error}); write one with '{command}'") from None
     return dict(found)
@@ -157,9 +185,10 @@ def _one(job: Job, name: str, workers: int) -> tuple[dict[str, Any], Columns]:
     """Measure and report one set."""
     with progress(f"ceiling {name}", len(job)) as (_, advance):
         columns = measure(job, workers, advance)
-    report = {**describe(job, name), "ceilings": summarise(columns)}
+    report = {**describe(job, name), "ceilings": summarise(columns, float(job.box.sd[LOG_G] ** 2))}
     if job.recipe is not None and job.labels is None:
-        report["van_trees"] = population_ceiling(job, workers)
+        with progress(f"van Trees bound {name}", BOUND_ROWS * bound_slices(job.recipe)) as (_, advance):
+            report["van_trees"] = population_ceiling(job, workers, advance=advance)
     return report, columns
 
 
@@ -186,7 +215,7 @@ def _lines(report: dict[str, Any]) -> str:
     if "van_trees" in report:
         bound = report["van_trees"]
         lines.append(f"  van Trees: no estimator reaches {bound['rmse']:.3f} dex rms, R2 {bound['r2']:.3f}")
-    if "posterior" in overall:
+    if "posterior" in overall and overall["posterior"]["n"]:
         found = overall["posterior"]
         r2 = found["r2_from_variance"]
         exact = f"R2 {found['r2'][0]:.4f} [{found['r2'][1]:.4f} {found['r2'][2]:.4f}], " if "r2" in found else ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
@@ -27,22 +28,35 @@ SMALLEST = 50
 """Groups of fewer stars are left out."""
 
 
-def summarise(columns: Columns) -> dict[str, Any]:
-    """Ceilings of a set, overall, by S/N, by [M/H] and by type; groups of fewer than 50 stars are left out."""
+def summarise(columns: Columns, variance: float = LABEL_VARIANCE) -> dict[str, Any]:
+    """Ceilings of a set, overall, by S/N, by [M/H] and by type; groups of fewer than 50 stars are left out.
+
+    Parameters
+    ----------
+    columns : dict
+        Of `ceiling.measure`.
+    variance : float
+        Of log g under the prior, dex^2.
+    """
     truth, snr = columns["truth"], columns["snr_median"]
     m_h = truth[:, LABELS.index("M_H")]
     log_g = truth[:, LOG_G]
     everything = np.ones(len(truth), bool)
+    kinds = [(low, high) for _, low, high in TYPES]
     return {
-        "overall": _group(columns, everything),
-        "by_snr": _groups(columns, snr, list(pairwise(SNR_EDGES))),
-        "by_M_H": _groups(columns, m_h, list(pairwise(M_H_EDGES))),
-        "by_type": _groups(columns, log_g, [(low, high) for _, low, high in TYPES], [name for name, *_ in TYPES]),
+        "overall": _group(columns, everything, variance),
+        "by_snr": _groups(columns, variance, snr, list(pairwise(SNR_EDGES))),
+        "by_M_H": _groups(columns, variance, m_h, list(pairwise(M_H_EDGES))),
+        "by_type": _groups(columns, variance, log_g, kinds, [name for name, *_ in TYPES]),
     }
 
 
 def _groups(
-    columns: Columns, values: Array, ranges: Sequence[tuple[float, float]], names: Sequence[str] | None = None
+    columns: Columns,
+    variance: float,
+    values: Array,
+    ranges: Sequence[tuple[float, float]],
+    names: Sequence[str] | None = None,
 ) -> list[dict[str, Any]]:
     out = []
     for number, (low, high) in enumerate(ranges):
@@ -50,19 +64,20 @@ def _groups(
         if rows.sum() >= SMALLEST:
             name = {"name": names[number]} if names else {}
             edges = [v if np.isfinite(v) else None for v in (low, high)]
-            out.append({**name, "range": edges, **_group(columns, rows)})
+            out.append({**name, "range": edges, **_group(columns, rows, variance)})
     return out
 
 
-def _group(columns: Columns, rows: NDArray[np.bool_]) -> dict[str, Any]:
+def _group(columns: Columns, rows: NDArray[np.bool_], variance: float) -> dict[str, Any]:
     sigma = {
-        name.removeprefix("crlb_") if name != "crlb" else "scenario": _sigma(column[rows])
+        name.removeprefix("crlb_") if name != "crlb" else "scenario": _sigma(column[rows], variance)
         for name, column in columns.items()
         if name.startswith("crlb") and name != "crlb_prior"
     }
+    snr = columns["snr_median"][rows]
     out: dict[str, Any] = {
         "n": int(rows.sum()),
-        "snr_median": _plain(np.nanmedian(columns["snr_median"][rows])),
+        "snr_median": float(np.nanmedian(snr)) if np.isfinite(snr).any() else None,
         "crlb": sigma,
         "crlb_prior": {"median": float(np.median(columns["crlb_prior"][rows])),
                        "rms": float(np.sqrt((columns["crlb_prior"][rows] ** 2).mean()))},
@@ -70,14 +85,14 @@ def _group(columns: Columns, rows: NDArray[np.bool_]) -> dict[str, Any]:
                         if f"decay_{name}" in columns},
     }  # fmt: skip
     if "mean" in columns:
-        out["posterior"] = _posterior({name: column[rows] for name, column in columns.items()})
+        out["posterior"] = _posterior({name: column[rows] for name, column in columns.items()}, variance)
     return out
 
 
-def _sigma(sigma: Array) -> dict[str, Any]:
+def _sigma(sigma: Array, variance: float) -> dict[str, Any]:
     """Population of Cramer-Rao bounds: sigma in dex, and the R2 that it would allow an unbiased estimator."""
     finite = np.isfinite(sigma)
-    r2 = np.clip(1.0 - np.where(finite, sigma, np.inf) ** 2 / LABEL_VARIANCE, 0.0, 1.0)
+    r2 = np.clip(1.0 - np.where(finite, sigma, np.inf) ** 2 / variance, 0.0, 1.0)
     with np.errstate(invalid="ignore"):
         p10, median, p90 = np.percentile(sigma, [10, 50, 90], method="lower")
     return {
@@ -86,22 +101,22 @@ def _sigma(sigma: Array) -> dict[str, Any]:
         "infinite_share": float(1.0 - finite.mean()),
         "r2_max_p10": float(np.percentile(r2, 10)), "r2_max_median": float(np.median(r2)),
         "r2_max_p90": float(np.percentile(r2, 90)), "r2_max_mean": float(r2.mean()),
-        "r2_pooled_of_finite": _plain(1.0 - (sigma[finite] ** 2).mean() / LABEL_VARIANCE) if finite.any() else None,
+        "r2_pooled_of_finite": _plain(1.0 - (sigma[finite] ** 2).mean() / variance) if finite.any() else None,
     }  # fmt: skip
 
 
-def _posterior(columns: Columns) -> dict[str, Any]:
+def _posterior(columns: Columns, prior_variance: float) -> dict[str, Any]:
     """MMSE and calibration of the posterior of log g."""
     mean, sd, quantiles = columns["mean"][:, LOG_G], columns["sd"][:, LOG_G], columns["quantiles"][:, LOG_G]
     truth = columns["truth"][:, LOG_G]
     good = ~np.isnan(mean)
+    if not good.any():
+        return {"n": 0}
     mean, sd, quantiles, truth = mean[good], sd[good], quantiles[good], truth[good]
     known = not np.isnan(truth).any()
-    variance = truth.var() if known else LABEL_VARIANCE
+    variance = truth.var() if known and len(truth) > 1 else prior_variance
     rng = np.random.default_rng(0)
-    means = (
-        (sd**2)[rng.integers(0, len(sd), (500, len(sd)))].mean(1) if len(sd) < 20_000 else np.array([(sd**2).mean()])
-    )
+    means = [(sd**2)[rng.integers(0, len(sd), len(sd))].mean() for _ in range(500)]
     out: dict[str, Any] = {
         "n": len(mean),
         "r2_from_variance": [float(1 - (sd**2).mean() / variance),
@@ -111,7 +126,7 @@ def _posterior(columns: Columns) -> dict[str, Any]:
         "ess_p1": float(np.percentile(columns["ess"][good], 1)),
         "ess_below_200_share": float((columns["ess"][good] < 200).mean()),
     }  # fmt: skip
-    if known:
+    if known and len(truth) > 1:
         inside = [(truth >= quantiles[:, a]) & (truth <= quantiles[:, b]) for a, b in ((1, 3), (0, 4))]
         pit = np.sort(columns["pit"][good, LOG_G])
         place = (np.arange(len(pit)) + 0.5) / len(pit)
@@ -155,10 +170,12 @@ def describe(job: Job, name: str) -> dict[str, Any]:
         "scenario": scenario.name,
         "nuisances": Nuisances.of(scenario).describe(),
         "nuisances_of_5d_all": Nuisances.of(SURVEY).describe(),
-        "prior": "uniform in the label box",
+        "prior": "uniform in the label box"
+        if job.box == LABEL_BOX
+        else f"uniform in the part of the label box that the emulator covers, {job.box.low} to {job.box.high}",
         "labels": "lattice nodes" if job.labels is not None else "true, or the posterior mean where unknown",
         "derivatives": "differences between lattice nodes" if job.grid else "exact, of the emulator",
-        "label_variance": LABEL_VARIANCE,
+        "label_variance": float(job.box.sd[LOG_G] ** 2),
         "snr_convention": "median over good pixels of flux/error",
         "version": __version__,
     }
@@ -196,5 +213,14 @@ def write_stars(path: Path, columns: Columns, attributes: dict[str, Any]) -> Non
     with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
         file.attrs["label_names"] = list(LABELS)
         file.attrs.update({k: v for k, v in attributes.items() if isinstance(v, str | int | float)})
+        file.attrs["recipe"] = json.dumps(attributes["recipe"])
         for name, column in columns.items():
             file.create_dataset(name, data=column.astype(np.float32) if column.dtype == np.float64 else column)
+
+
+def is_stars(path: Path) -> bool:
+    """Whether a file was written by `write_stars`."""
+    if not h5py.is_hdf5(path):
+        return False
+    with h5py.File(path, "r") as file:
+        return "label_names" in file.attrs and "set" in file.attrs

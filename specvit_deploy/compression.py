@@ -23,6 +23,8 @@ from specvit_deploy.simulator import MAX_VELOCITY_SD, velocity_templates
 
 VELOCITY_STEP = 2.0
 """Distance of the velocities at which templates are kept, km/s: a twentieth of the line width."""
+LARGEST_VALUE, SMALLEST_ERROR, LARGEST_ERROR = 1e6, 1e-4, 1e8
+"""Limits of flux and errors in units of a spectrum's geometric-mean error."""
 GAIN_MISFIT = 0.002
 """Relative rms beyond which errors are not those of noisy counts, and are taken as they are: these leave some 1e-3,
 errors of clean flux, with noise added later, 3e-3 or more."""
@@ -76,6 +78,30 @@ class Templates:
         if self.slope is not None:
             parts.append(self.slope[index])
         return np.concatenate(parts)
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """Spectra in units of their own geometric-mean error: value, sigma (N, n); good pixels (N, n); unit (N, 1)."""
+
+    value: Array
+    sigma: Array
+    good: NDArray[np.bool_]
+    unit: Array
+
+
+def scaled(flux: NDArray[np.floating], error: NDArray[np.floating]) -> Scaled:
+    """Bring spectra (N, n) of any unit to numbers that can be squared, as the graph of a bundle does.
+
+    A pixel with flux or error not finite, or error not positive, is bad: value 0, sigma 1. Values are clipped to
+    `LARGEST_VALUE`, errors to `SMALLEST_ERROR` and above: a fill value of 1e20 spoils its row and stops nothing.
+    """
+    good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
+    sigma = np.where(good, error, 1.0).astype(np.float64)
+    unit = np.exp(np.where(good, np.log(sigma), 0.0).sum(1) / np.maximum(good.sum(1), 1))[:, None]
+    value = np.where(good, flux, 0.0).astype(np.float64) / unit
+    sigma = np.where(good, (sigma / unit).clip(SMALLEST_ERROR, LARGEST_ERROR), 1.0)
+    return Scaled(value.clip(-LARGEST_VALUE, LARGEST_VALUE), sigma, good, unit)
 
 
 @dataclass(frozen=True)

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from specvit_deploy.compression import scaled
 from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABELS
@@ -104,11 +105,12 @@ class Information:
         """Integrate parameters out: the Schur complement over them, their priors included, is left."""
         keep = [i for i, name in enumerate(self.names) if name not in names]
         gone = [self._index(name) for name in names]
-        own = self.matrix[:, gone][:, :, gone] + np.diag(self.prior_sd[gone] ** -2.0)
+        matrix = np.where(np.isfinite(self.matrix).all(axis=(1, 2), keepdims=True), self.matrix, 0.0)
+        own = matrix[:, gone][:, :, gone] + np.diag(self.prior_sd[gone] ** -2.0)
         scale = _unit_scale(own)
-        cross = self.matrix[:, keep][:, :, gone] * scale[:, None]
+        cross = matrix[:, keep][:, :, gone] * scale[:, None]
         inverse = np.linalg.pinv(own * scale[:, :, None] * scale[:, None], rcond=GUARD, hermitian=True)
-        before = self.matrix[:, keep][:, :, keep]
+        before = matrix[:, keep][:, :, keep]
         left = before - cross @ inverse @ cross.swapaxes(1, 2)
         kept = np.einsum("nii->ni", left) > GUARD * np.einsum("nii->ni", before)
         left = left * kept[:, :, None] * kept[:, None]  # what is left of a collinear parameter is rounding
@@ -324,12 +326,8 @@ def in_model_units(flux: NDArray[np.float32], error: NDArray[np.float32], model:
     flux, ivar : (N, n) arrays
         In units of the emulator's flux; both 0 at bad pixels.
     """
-    good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
-    scale = np.array([np.median(e[g]) if g.any() else 1.0 for e, g in zip(error, good, strict=True)], error.dtype)[
-        :, None
-    ]
-    value = np.where(good, flux, 0.0) / scale
-    ivar = np.where(good, scale / np.where(good, error, 1.0), 0.0) ** 2
+    spectra = scaled(flux, error)
+    value, ivar = spectra.value, spectra.good / spectra.sigma**2
     power = (ivar * model**2).sum(1, keepdims=True)
     overlap = np.maximum((ivar * value * model).sum(1, keepdims=True), np.sqrt(power))
     amplitude = np.where(power > 0, overlap, 1.0) / np.where(power > 0, power, 1.0)

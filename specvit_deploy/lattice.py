@@ -169,6 +169,8 @@ class RegularGrid:
     def labels(self, n: int, seed: int) -> Array:
         """At most `n` of the nodes with neighbours inside the label box, drawn at random, (M, 5)."""
         rows = self.near.rows[LABEL_BOX.contains(self.nodes.labels[self.near.rows])]
+        if len(rows) == 0:
+            raise SpecVitError("no node with neighbours lies inside the label box; give a grid that reaches it")
         return np.asarray(self.nodes.labels[np.random.default_rng(seed).permutation(rows)[:n]])
 
     def jacobian(self, labels: Array) -> Array:

@@ -13,13 +13,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from specvit_deploy.compression import Compressed, Templates, compress, variance_per_flux
+from specvit_deploy.compression import Compressed, Templates, compress, scaled, variance_per_flux
 from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.noise import NoiseModel
 from specvit_deploy.scenario import Scenario
 
-SMALLEST_ERROR = 1e-4
-"""A smaller error, relative to the geometric mean of a spectrum's errors, is no error of a pixel."""
 SMALLEST_VARIANCE = 0.2
 """A corrected variance stays above this share of the given one."""
 
@@ -56,14 +54,12 @@ class Likelihood:
 
     def scale(self, flux: NDArray[np.floating], error: NDArray[np.floating]) -> tuple[Array, Array, NDArray[np.bool_]]:
         """Flux and error (N, n) in the emulator's unit (nearly, where the amplitude is free), and the good pixels."""
-        good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
-        value, sigma = np.where(good, flux, 0.0).astype(np.float64), np.where(good, error, 1.0).astype(np.float64)
-        unit = np.exp((good * np.log(sigma)).sum(1) / np.maximum(good.sum(1), 1))[:, None]
-        sigma = sigma.clip(SMALLEST_ERROR * unit, None)
+        spectra = scaled(flux, error)
+        value, sigma, good = spectra.value, spectra.sigma, spectra.good
         if not self.scenario.amplitude_free:
-            return value, sigma, good
+            strange = (spectra.unit < 1e-6) | (spectra.unit > 1e6)  # not the emulator's unit: nothing can be said
+            return value * spectra.unit, sigma * spectra.unit, good & ~strange
         mean = self.emulator.mean[self.emulator.inner]
-        value, sigma = value / unit, sigma / unit
         ivar = good / sigma**2
         power = np.maximum((ivar * mean**2).sum(1, keepdims=True), 1e-300)
         amplitude = np.maximum((ivar * value * mean).sum(1, keepdims=True) / power, power**-0.5)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.catalog_writer import draw_block
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.scenario import get_scenario
 from specvit_deploy.simulator import Simulator
 
@@ -28,6 +29,13 @@ class Recipe:
     mag: tuple[float, float]
     n: int
     seed: int
+
+    def __post_init__(self) -> None:
+        if not (np.isfinite(self.mag).all() and self.mag[0] <= self.mag[1] and self.n > 0):
+            raise SpecVitError(
+                f"cannot draw {self.n} spectra of magnitude {self.mag[0]:g} to {self.mag[1]:g}; "
+                "give a positive number and magnitudes in rising order"
+            )
 
     def blocks(self) -> Iterator[tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]]:
         """Truth (B, 5), flux and error (B, 4096), masked pixels with infinite error, block by block.

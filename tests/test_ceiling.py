@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -13,7 +14,7 @@ from click.testing import CliRunner, Result
 from specvit_training.emulator_honesty import flagged, log_g_shift, shifts
 
 import specvit_deploy as sv
-from specvit_deploy.ceiling import CASES, Job, Worker, catalog_labels, measure, population_ceiling
+from specvit_deploy.ceiling import CASES, Job, Worker, catalog_labels, covered_box, measure, population_ceiling
 from specvit_deploy.ceiling_report import LABEL_VARIANCE, summarise, write_csv
 from specvit_deploy.cli import main
 from specvit_deploy.emulator import default_emulator
@@ -263,3 +264,120 @@ def test_a_star_without_data_is_counted_and_disturbs_no_other(tmp_path: Path) ->
     report = summarise(after)["overall"]
     assert report["crlb"]["scenario"]["infinite_share"] == pytest.approx(1 / 60) and report["posterior"]["n"] == 59
     json.dumps(report, allow_nan=False)
+
+
+# -- odd inputs ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("scenario", ["study", "survey"])
+def test_no_odd_row_stops_a_catalogue(scenario: str, tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "c.h5", n=60, seed=3, scenario=scenario)
+    clean = measure(Job(scenario, catalog=catalog))
+    with h5py.File(catalog, "a") as file:
+        flux, error, mask = (file[f"dataset/arrays/{name}/value"] for name in ("flux", "error", "mask"))
+        flux[1, 50], flux[2, 50], flux[3] = 9.97e36, 1e20, 0.0
+        error[4, 60], error[5, 60], error[6] = 1e-22, 1e-30, np.nan
+        flux[7], error[7] = 1e-25 * flux[7], 1e-25 * error[7]
+        flux[8], mask[9] = np.nan, 1
+    odd = measure(Job(scenario, catalog=catalog))
+    others = np.arange(60) > 9
+    for name in ("crlb", "crlb_prior", "snr_median"):
+        np.testing.assert_allclose(odd[name][others], clean[name][others], rtol=1e-6, err_msg=name)
+    assert np.isfinite(odd["mean"][others]).all() and np.isnan(odd["mean"][[6, 8, 9]]).all()
+    json.dumps(summarise(odd), allow_nan=False)
+    with h5py.File(catalog, "a") as file:
+        file["dataset/arrays/mask/value"][:] = 1
+    nothing = summarise(measure(Job(scenario, catalog=catalog)))
+    assert nothing["overall"]["posterior"] == {"n": 0} and nothing["overall"]["snr_median"] is None
+
+
+def test_one_star_alone_has_a_report(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "c.h5", n=1, scenario="survey")
+    result = run(catalog, "--workers", "1", "-o", tmp_path / "r.json", "--plot", tmp_path / "f.png")
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "f.png").exists()
+
+
+def test_an_error_in_a_worker_is_one_line(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "c.h5", n=140, scenario="survey")
+    (tmp_path / "wrong.npz").write_bytes(b"no emulator")
+    with pytest.raises(SpecVitError, match="not an emulator"):
+        measure(Job("survey", catalog=catalog, posterior=False, emulator=tmp_path / "wrong.npz"), workers=2)
+
+
+def test_differences_carry_the_nuisances_of_their_scenario() -> None:
+    labels, recipe = lattice_labels(60, seed=2), Recipe("survey", (21.0, 21.0), 60, 5)
+    grid = measure(Job("survey", recipe, labels=labels, grid=True, posterior=False))
+    exact = measure(Job("survey", recipe, labels=labels, posterior=False))
+    for name in ("crlb", "crlb_5d", "crlb_5d_slope"):
+        assert 0.85 < np.median(grid[name]) / np.median(exact[name]) < 1.2
+    assert np.median(grid["crlb"]) > 1.2 * np.median(grid["crlb_5d"])
+
+
+def test_a_grid_of_other_steps_is_found_in_its_file(tmp_path: Path) -> None:
+    emulator = default_emulator()
+    steps = [(4200.0, 4300.0, 4400.0), (2.2, 2.4, 2.6), (-0.3, -0.2, -0.1), (0.0,), (0.0,)]
+    nodes = np.array(np.meshgrid(*steps, indexing="ij")).reshape(5, -1).T
+
+    def write(path: Path, labels: np.ndarray) -> Path:
+        with h5py.File(path, "w") as file:
+            file["params"] = labels
+            file["params"].attrs["names"] = list(LABELS)
+            file["flux"] = emulator.mean + emulator.coefficients(nodes) @ emulator.basis
+            file["wave"], file["node_id"] = PFS_MR.extended(MARGIN).wave, np.arange(len(nodes))
+        return path
+
+    path = write(tmp_path / "n.h5", nodes)
+    result = run("--mag", "20", "--method", "grid", "--nodes", path, "--n", "60", "--workers", "1")
+    assert result.exit_code == 0, result.output
+    outside = write(tmp_path / "o.h5", nodes + np.array([5000.0, 0, 0, 0, 0]))
+    result = run("--mag", "20", "--method", "grid", "--nodes", outside, "--n", "60")
+    assert result.exit_code == 2 and "inside the label box" in result.output
+
+
+def test_an_emulator_of_smaller_range_shrinks_the_prior_or_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("specvit_deploy.ceiling.BOUND_ROWS", 2560)
+    emulator = default_emulator()
+    low, high = emulator.x_low.copy(), emulator.x_high.copy()
+    low[3] = 0.0  # [alpha/M] from 0
+    replace(emulator, x_low=low).save(tmp_path / "narrow.npz")
+    result = run("--mag", "21", "--n", "60", "--no-posterior", "--workers", "1", "-o", tmp_path / "r.json",
+                 "--emulator", tmp_path / "narrow.npz")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert "that the emulator covers" in json.loads((tmp_path / "r.json").read_text())["sets"][0]["prior"]
+    result = run("--test-set", "--emulator", tmp_path / "narrow.npz")
+    assert result.exit_code == 2 and "use magnitudes" in result.output
+    low[3], high[3] = -0.5, -0.3
+    replace(emulator, x_low=low, x_high=high).save(tmp_path / "beside.npz")
+    result = run("--emulator", tmp_path / "beside.npz")
+    assert result.exit_code == 2 and "a_M" in result.output
+    assert covered_box(emulator) == LABEL_BOX
+
+
+def test_outputs_never_replace_inputs_and_are_checked_before_the_work(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "c.h5", n=5)
+    before = catalog.read_bytes()
+    for option in ("-o", "--csv", "--stars", "--plot"):
+        result = run(catalog, option, catalog)
+        assert result.exit_code == 2 and "would replace" in result.output
+    other = sv.simulate(tmp_path / "d.h5", n=5)
+    result = run(catalog, "--stars", other)
+    assert result.exit_code == 2 and "holds something else" in result.output
+    result = run(catalog, "-o", tmp_path / "missing" / "r.json")
+    assert result.exit_code == 2 and "folder is missing" in result.output
+    result = run(catalog, "-o", tmp_path / "r", "--csv", tmp_path / "r")
+    assert result.exit_code == 2 and "would replace" in result.output
+    assert catalog.read_bytes() == before
+
+
+def test_ceilings_of_one_set_are_not_drawn_with_models_of_another(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    root = Path(__file__).parents[1] / "benchmarks" / "results"
+    result = run("--report", root / "ceiling-study.json", "--plot", tmp_path / "f.png", "--accuracy",
+                 root / "accuracy-survey.json")  # fmt: skip
+    assert result.exit_code == 2 and "of one set" in result.output and not (tmp_path / "f.png").exists()
+    result = run("--report", root / "ceiling-study.json", "--plot", tmp_path / "f.png", "--accuracy",
+                 root / "accuracy-study.json")  # fmt: skip
+    assert result.exit_code == 0, result.output

@@ -15,6 +15,7 @@ from specvit_training import fit, teacher
 from specvit_training.stream import Lesson, Share, Stream
 from specvit_training.teacher import read_teacher, write_teacher
 
+from specvit_deploy import simulate
 from specvit_deploy.cli import main
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX
@@ -42,6 +43,7 @@ def test_a_stopped_teacher_goes_on_where_it_was(taught: Path, tmp_path: Path, mo
     path.write_bytes(taught.read_bytes())
     with h5py.File(path, "a") as file:
         file["mean"][128:] = np.nan
+        file["done"][1] = 0
     with pytest.raises(SpecVitError, match="not finished"):
         read_teacher(path)
     asked: list[int] = []
@@ -115,3 +117,31 @@ def test_the_command_writes_and_refuses(tmp_path: Path) -> None:
     assert result.exit_code == 2 and "ask for 256" in result.output
     with pytest.raises(SpecVitError, match="no teacher file"):
         read_teacher(tmp_path / "missing.h5")
+    for arguments, remedy in (
+        (["--mag", "nan", "nan"], "rising order"), (["--mag", "22", "21"], "rising order"),
+        (["--n", "128"], "folder is missing"),
+    ):  # fmt: skip
+        result = CliRunner().invoke(main, ["teach", str(tmp_path / "none" / "t.h5"), *arguments])
+        assert result.exit_code == 2 and remedy in result.output
+
+
+def test_files_of_others_are_left_alone(tmp_path: Path) -> None:
+    catalog = simulate(tmp_path / "c.h5", n=3)
+    before = catalog.read_bytes()
+    with pytest.raises(SpecVitError, match="no teacher file"):
+        write_teacher(catalog, RECIPE)
+    assert catalog.read_bytes() == before
+
+
+def test_a_teacher_of_other_spectra_is_noticed(taught: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(teacher, "fingerprint", lambda: "another")
+    with pytest.raises(SpecVitError, match="another emulator"):
+        read_teacher(taught)
+
+
+def test_a_wrong_start_is_one_line(tmp_path: Path) -> None:
+    shares = (Share("study", (21.0, 22.0), 1.0),)
+    config = fit.TrainConfig("testing", shares, steps=1, batch=8, warmup=1, workers=0, threads=1)
+    first = fit.train(config, tmp_path / "a", log=lambda text: None, device="cpu")
+    with pytest.raises(SpecVitError, match="holds no 'small'"):
+        fit.train(replace(config, model="small", start=str(first)), tmp_path / "b", log=lambda text: None, device="cpu")

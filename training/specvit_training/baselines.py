@@ -87,6 +87,8 @@ def baseline_from_dict(table: dict[str, Any]) -> BaselineConfig:
     except TypeError as error:
         raise SpecVitError(f"incomplete configuration of a baseline ({error}); see training/configs") from None
     get_scenario(config.scenario)
+    if min(config.n, config.validation, config.threads) < 1:
+        raise SpecVitError("n, validation and threads of a baseline must be at least 1; see training/configs")
     return config
 
 

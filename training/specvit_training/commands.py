@@ -10,7 +10,7 @@ from typing import Any
 
 import click
 
-from specvit_deploy.atomic import whole_file
+from specvit_deploy.atomic import check_outputs, whole_file
 from specvit_deploy.cli import progress
 from specvit_deploy.errors import SpecVitError
 
@@ -108,6 +108,7 @@ def evaluate(models: tuple[str, ...], scenario: str, n: int, output: Path | None
     from specvit_deploy.recipe import test_recipe
     from specvit_training.evaluate import evaluate as run
 
+    check_outputs([output])
     with progress("evaluate", n) as (_, advance):
         report = run(models or ("pfs-mr",), test_recipe(scenario, n), advance)
     if output:
@@ -177,6 +178,7 @@ def fit(
     from specvit_training.emulator_fit import FitConfig, evaluate_emulator, fit_emulator
     from specvit_training.grids import read_grid
 
+    check_outputs([output], nodes)
     with progress("convert") as (start, advance):
         target = node_file or output.with_suffix(".nodes.h5")
         grid = read_grid(nodes, target, log=click.echo, start=start, advance=advance, **settings)
@@ -199,6 +201,7 @@ def evaluate_on_nodes(nodes: Path, path: Path | None, bundle: str, curve: bool, 
     from specvit_training.emulator_fit import evaluate_emulator
     from specvit_training.emulator_honesty import flagged, learning_curve, shifts
 
+    check_outputs([output], [nodes, path])
     model, grid = _load(path), read_nodes(nodes)
     report: dict[str, Any] = {
         "flux": evaluate_emulator(model, grid),
@@ -275,6 +278,7 @@ def regenerate_nodes(
 
     if rows and like is None:
         raise click.UsageError("--rows are those of a node file: give --like FILE too")
+    check_outputs([output], [like])
     design = design_like(like, rows) if like else sobol_design(n, seed)
     with progress("regenerate", len(design.labels)) as (_, advance):
         dropped = regenerate(design, output, work, processes, seconds(time_limit), click.echo, advance)

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from specvit_deploy.errors import SpecVitError
+
 
 def plot_ceiling(path: Path, sets: Sequence[dict[str, Any]], accuracy: Sequence[dict[str, Any]] = ()) -> None:
     """Draw R2 against S/N with its ceilings.
@@ -19,7 +21,12 @@ def plot_ceiling(path: Path, sets: Sequence[dict[str, Any]], accuracy: Sequence[
     sets : sequence of dict
         Reports of `specvit-deploy ceiling`: one test set, drawn by S/N bin, or several magnitudes.
     accuracy : sequence of dict
-        Reports of `specvit-deploy evaluate`; models of the same test set are drawn beside the ceilings.
+        Reports of `specvit-deploy evaluate` on the same test set; their models are drawn beside the ceilings.
+
+    Raises
+    ------
+    SpecVitError
+        If there is nothing to draw, or a report is of another test set.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
@@ -27,8 +34,11 @@ def plot_ceiling(path: Path, sets: Sequence[dict[str, Any]], accuracy: Sequence[
     figure = Figure(figsize=(8, 5.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    cells = sets[0]["ceilings"]["by_snr"] if len(sets) == 1 else [report["ceilings"]["overall"] for report in sets]
-    cells = sorted(cells, key=lambda cell: float(cell["snr_median"]))
+    cells = sets[0]["ceilings"]["by_snr"] if len(sets) == 1 else []
+    cells = cells or [report["ceilings"]["overall"] for report in sets]
+    cells = sorted((cell for cell in cells if cell["snr_median"]), key=lambda cell: float(cell["snr_median"]))
+    if not cells:
+        raise SpecVitError("there is no star with data to draw; measure another set")
     snr = [cell["snr_median"] for cell in cells]
     bounds = [cell["crlb"]["scenario"] for cell in cells]
     axes.fill_between(
@@ -43,7 +53,7 @@ def plot_ceiling(path: Path, sets: Sequence[dict[str, Any]], accuracy: Sequence[
     bound = _van_trees(sets)
     if bound:
         axes.plot(*zip(*bound, strict=True), "-.", color="tab:purple", label="van Trees: no estimator above")
-    if all("posterior" in cell for cell in cells):
+    if all(cell.get("posterior", {}).get("n") for cell in cells):
         found = [cell["posterior"] for cell in cells]
         if all("r2" in p for p in found):
             axes.errorbar(
@@ -59,7 +69,10 @@ def plot_ceiling(path: Path, sets: Sequence[dict[str, Any]], accuracy: Sequence[
     recipe = sets[0]["recipe"] or {}
     for report in accuracy:
         if report["test_set"]["hash"] != recipe.get("hash"):
-            continue
+            raise SpecVitError(
+                f"a report of 'evaluate' is of test set {report['test_set']['hash']}, the ceilings are of "
+                f"{recipe.get('hash', 'a catalogue')}; draw both of one set (ceiling --test-set)"
+            )
         middle = {tuple(cell["range"]): cell["snr_median"] for cell in cells if "range" in cell}
         for model in report["models"]:
             points = [
@@ -74,7 +87,7 @@ def plot_ceiling(path: Path, sets: Sequence[dict[str, Any]], accuracy: Sequence[
     axes.set_xlabel("median S/N per pixel")
     axes.set_ylabel("R² of log g")
     head = sets[0]
-    axes.set_title(f"scenario {head['scenario']}; nuisances: {head['nuisances']}; {head['prior']}", fontsize=9)
+    axes.set_title(f"scenario {head['scenario']}, prior {head['prior']}\nnuisances: {head['nuisances']}", fontsize=9)
     axes.legend(fontsize=8, loc="lower right")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120, format="png")

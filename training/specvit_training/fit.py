@@ -162,11 +162,17 @@ def train(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=config.lr, weight_decay=config.weight_decay, betas=(0.9, 0.98)
     )
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise SpecVitError(f"cannot write in {out} ({error.strerror}); choose another folder with -o") from None
     path, step, elapsed = out / "checkpoint.safetensors", 0, 0.0
     if config.start:
         tensors, _ = load_checkpoint(Path(config.start))
-        network.load_state_dict(subtree(tensors, "ema"))
+        try:
+            network.load_state_dict(subtree(tensors, "ema"))
+        except RuntimeError:
+            raise SpecVitError(f"{config.start} holds no '{config.model}'; start from one, or from none") from None
         average.module.load_state_dict(network.state_dict())
     if resume and path.exists():
         step, elapsed = _restore(path, config, network, average, optimizer)

@@ -96,6 +96,8 @@ class Stream(IterableDataset[Batch]):
         lessons: tuple[Lesson, ...] = (),
     ) -> None:
         self.shares, self.batch, self.seed, self.start, self.device = shares, batch, seed, start, device
+        for lesson in lessons:
+            read_teacher(Path(lesson.file))  # here, and not first in a worker process
         self.lessons = lessons
         total = sum(share.weight for share in shares) + sum(lesson.weight for lesson in lessons)
         self.blocks = [round(batch * lesson.weight / total / BLOCK) for lesson in lessons]
