@@ -214,7 +214,9 @@ class Worker:
 
 
 def measure(job: Job, workers: int = 1, advance: Callable[[int], None] = lambda rows: None) -> Columns:
-    """Measure every star of a set; columns depend on the set alone, not on `workers`.
+    """Measure every star of a set; columns do not depend on `workers`.
+
+    Linear algebra in another number of threads rounds otherwise, and may draw other samples of a posterior.
 
     Returns
     -------

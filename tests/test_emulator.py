@@ -19,6 +19,7 @@ from specvit_deploy.emulator import Emulator, default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.grid import C_KM_S, PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LABELS
+from specvit_deploy.nodes import MARGIN, Nodes, read_nodes
 
 Array = np.ndarray[Any, Any]
 STEPS = (0.05, 1e-5, 1e-5, 1e-5, 1e-5)
@@ -171,7 +172,7 @@ def nodes() -> Any:
     path = SHARED / "nodes.h5"
     if not path.is_file():
         pytest.skip("../shared/nodes.h5 is absent")
-    return training_package().read_nodes(path)
+    return read_nodes(path)
 
 
 def test_the_shipped_emulator_describes_nodes_it_never_saw(nodes: Any) -> None:
@@ -195,7 +196,7 @@ def test_the_shipped_emulator_was_fitted_without_its_hold_out(nodes: Any) -> Non
 def synthetic_nodes(n: int = 120) -> Any:
     emulator, labels = default_emulator(), random_labels(n, 21)
     flux = emulator.mean + emulator.coefficients(labels) @ emulator.basis
-    return training_package().Nodes(labels, flux, np.arange(1000, 1000 + n), {"source": "synthetic"})
+    return Nodes(labels, flux, np.arange(1000, 1000 + n), {"source": "synthetic"})
 
 
 def small_fit(nodes: Any) -> Emulator:
@@ -245,8 +246,7 @@ def test_log_g_of_the_one_published_star_is_found(bosz: Any) -> None:
 
 
 def write_nodes(path: Path, **change: Any) -> Path:
-    fit = training_package()
-    wave = PFS_MR.extended(fit.MARGIN).wave
+    wave = PFS_MR.extended(MARGIN).wave
     content = {"params": random_labels(4, 2), "flux": np.ones((4, len(wave))), "wave": wave, "node_id": np.arange(4)}
     names = change.pop("names", list(LABELS))
     with h5py.File(path, "w") as file:
@@ -260,7 +260,7 @@ def write_nodes(path: Path, **change: Any) -> Path:
 def test_nodes_are_read_by_label_name(tmp_path: Path) -> None:
     labels, order = random_labels(4, 2), [3, 1, 4, 0, 2]
     path = write_nodes(tmp_path / "n.h5", params=labels[:, order], names=[LABELS[i] for i in order])
-    assert np.array_equal(training_package().read_nodes(path).labels, labels)
+    assert np.array_equal(read_nodes(path).labels, labels)
 
 
 @pytest.mark.parametrize(
@@ -276,4 +276,4 @@ def test_nodes_are_read_by_label_name(tmp_path: Path) -> None:
 def test_unfit_node_files_are_refused(change: dict[str, Any], remedy: str, tmp_path: Path) -> None:
     path = write_nodes(tmp_path / "n.h5", **change)
     with pytest.raises(SpecVitError, match=remedy):
-        training_package().read_nodes(path)
+        read_nodes(path)
