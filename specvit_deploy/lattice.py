@@ -67,6 +67,11 @@ class Neighbours:
     high: NDArray[np.int64]
     step: Array
 
+    def differences(self, flux: Array, of: NDArray[np.int64] | slice = slice(None)) -> Array:
+        """Central differences (m, k, n) of `flux` (N, n) at some of the M nodes, one-sided at the edges."""
+        out: Array = (flux[self.high[of]] - flux[self.low[of]]) / self.step[of][:, :, None]
+        return out
+
 
 def neighbours(labels: Array, free: Sequence[str] = LABELS) -> Neighbours:
     """Find the nodes of a regular grid that have a neighbour along every free label.
@@ -131,7 +136,7 @@ def node_differences(labels: Array, flux: Array, free: Sequence[str] = LABELS) -
         If no node has.
     """
     near = neighbours(labels, free)
-    return (flux[near.high] - flux[near.low]) / near.step[:, :, None], near.rows
+    return near.differences(flux), near.rows
 
 
 @dataclass(frozen=True)
@@ -177,9 +182,7 @@ class RegularGrid:
         """Differences (N, len(free), n) at nodes with these `labels`, per K and dex."""
         place = {tuple(self.nodes.labels[row]): i for i, row in enumerate(self.near.rows)}
         rows = np.array([place[tuple(row)] for row in labels])
-        flux = self.nodes.flux[:, MARGIN:-MARGIN]
-        out: Array = (flux[self.near.high[rows]] - flux[self.near.low[rows]]) / self.near.step[rows][:, :, None]
-        return out
+        return self.near.differences(self.nodes.flux[:, MARGIN:-MARGIN], rows)
 
 
 def lattice_labels(n: int, seed: int) -> Array:
