@@ -102,6 +102,12 @@ def ceiling(
         raise click.UsageError("the stars of a CATALOG have their own labels: leave --lattice and --nodes out")
     if sum((catalog is not None, bool(mag), test_set)) > 1:
         raise click.UsageError("give a CATALOG, or --mag, or --test-set")
+    if test_set and (lattice or nodes):
+        raise click.UsageError("the test set has labels of its own: leave --lattice and --nodes out")
+    if catalog and n:
+        raise click.UsageError("all stars of a CATALOG are measured: leave --n out")
+    if noise_level and not catalog:
+        raise click.UsageError("simulated spectra have their noise: --noise-level is for a CATALOG of clean flux")
     check_outputs((output, table, stars, plot), (catalog, nodes, emulator, report, *accuracy))
     if stars and stars.exists() and not is_stars(stars):
         raise SpecVitError(f"{stars} exists and holds something else than --stars; choose another file")
@@ -130,15 +136,16 @@ def ceiling(
         recipes = [(f"mag {m:g}", Recipe(scenario, (m, m), n or 1000, SEED)) for m in mag or REFERENCE_MAGS]
     if stars and len(recipes) > 1:
         raise click.UsageError("--stars holds one set: give one --mag")
+    labels = None
+    if nodes:
+        labels = RegularGrid.open(nodes).labels(n or 1000, SEED)
+    elif lattice:
+        labels = lattice_labels(n or 1000, SEED)
     reports = []
     for name, recipe in recipes:
-        labels = None
-        if recipe and (lattice or nodes):
-            labels = RegularGrid.open(nodes).labels(recipe.n, SEED) if nodes else lattice_labels(recipe.n, SEED)
-            recipe = replace(recipe, n=len(labels))
         job = Job(
             scenario,
-            recipe,
+            replace(recipe, n=len(labels)) if recipe and labels is not None else recipe,
             catalog,
             noise_level,
             seed,
@@ -204,8 +211,9 @@ def _lines(report: dict[str, Any]) -> str:
     bounds = [f"{name.upper()} {sigma(name)}" for name in ("3d", "5d") if name in overall["crlb"]]
     decay = [f"{name.upper()} {value:.3f}" for name, value in overall["schur_decay"].items()]
     pooled = own["r2_pooled_of_finite"]
+    snr = "none" if overall["snr_median"] is None else format(overall["snr_median"], ".1f")
     lines = [
-        f"{report['set']}: {overall['n']} spectra, median S/N {overall['snr_median']:.1f}, "
+        f"{report['set']}: {overall['n']} spectra, median S/N {snr}, "
         f"scenario {report['scenario']} (nuisances: {report['nuisances']})",
         f"  CRLB of log g, dex (p10 / median / p90): {'; '.join(bounds)}; scenario {sigma('scenario')}; "
         f"infinite {100 * own['infinite_share']:.1f} %",

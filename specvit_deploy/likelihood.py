@@ -143,14 +143,12 @@ class Likelihood:
             nuisance = np.zeros((n, starts, kinds, kinds, size))
             nuisance[:, :, range(kinds), range(kinds)] = terms[:, :, None]
             design = np.concatenate([design, nuisance.reshape(n, starts, kinds, -1)], 2)
-        rows = design.shape[2]
         product = (design.reshape(n, -1, kinds * size) @ data.gram).reshape(design.shape)
         fisher = product @ design.swapaxes(-1, -2)
         if self.scenario.amplitude_free:
             cross, own = fisher[:, :, :5, 5:], fisher[:, :, 5:, 5:]
             own = own + self.prior_precision(data, np.maximum(q[..., 0], own[..., 0, 0].clip(min=1e-300) ** -0.5))
             fisher = fisher[:, :, :5, :5] - cross @ np.linalg.solve(own, cross.swapaxes(-1, -2))
-        assert rows in (5, 5 + kinds)
         return gradient, fisher
 
 

@@ -28,7 +28,7 @@ QUANTILES = (0.025, 0.15865525, 0.5, 0.84134475, 0.975)
 """Quantiles that a `Posterior` holds: the ends of the 95 % and 68 % intervals, and the median."""
 BLOCK = 16
 """Spectra sampled together."""
-LIBRARY = 512
+STARTS = 512
 """Prior points whose best ones start Gauss-Newton, one from each quarter of the (T_eff, log g) plane."""
 STEPS = 15
 """Gauss-Newton steps at most."""
@@ -111,11 +111,11 @@ class PosteriorSampler:
         self.prior, self.seed = prior or Prior(), seed
         self.likelihood = Likelihood(scenario, emulator or default_emulator(), noise or default_noise_model())
         rng = np.random.default_rng(1)
-        u = (np.stack([rng.permutation(LIBRARY) for _ in range(5)], 1) + rng.random((LIBRARY, 5))) / LIBRARY
-        self.library = to_open(u)
-        self.library_terms = self.likelihood.terms(self.prior.labels(u)[0])
+        u = (np.stack([rng.permutation(STARTS) for _ in range(5)], 1) + rng.random((STARTS, 5))) / STARTS
+        self.starts = to_open(u)
+        self.start_terms = self.likelihood.terms(self.prior.labels(u)[0])
         self.quarter = (u[:, 0] > 0.5) * 2 + (u[:, 1] > 0.5)
-        self.library_flux = self.likelihood.emulator.mean[self.likelihood.emulator.inner]
+        self.mean_flux = self.likelihood.emulator.mean[self.likelihood.emulator.inner]
 
     def __call__(self, flux: ArrayLike, error: ArrayLike, truth: ArrayLike | None = None, first: int = 0) -> Posterior:
         """Sample the posterior of each spectrum.
@@ -158,7 +158,7 @@ class PosteriorSampler:
         likelihood = self.likelihood
         value, sigma, good = likelihood.scale(flux, error)
         empty = ~good.any(1)
-        value[empty], sigma[empty], good[empty] = self.library_flux, 1.0, True  # any spectrum: its results are dropped
+        value[empty], sigma[empty], good[empty] = self.mean_flux, 1.0, True  # any spectrum: its results are dropped
         data = likelihood.compress(value, sigma, good)
         first = self._modes(data, self._starts(data), use_prior=True)
         terms = likelihood.terms(self.prior.labels(from_open(first.phi[:, 0]))[0])
@@ -168,11 +168,9 @@ class PosteriorSampler:
 
     def _starts(self, data: Compressed) -> Array:
         """Coordinates (N, 4, 5) of the best prior point of each quarter."""
-        value, _ = self.likelihood(
-            data, np.broadcast_to(self.library_terms, (len(data.power), *self.library_terms.shape))
-        )
+        value, _ = self.likelihood(data, np.broadcast_to(self.start_terms, (len(data.power), *self.start_terms.shape)))
         best = np.stack([np.where(self.quarter == k, value, -np.inf).argmax(1) for k in range(4)], 1)
-        return np.asarray(self.library[best])
+        return np.asarray(self.starts[best])
 
     def _modes(self, data: Compressed, phi: Array, use_prior: bool) -> Modes:
         """Levenberg-Marquardt from coordinates (N, L, 5)."""

@@ -12,7 +12,7 @@ from specvit_deploy.emulator import Array
 from specvit_deploy.prior import FARTHEST, to_open
 
 DEGREES = 5.0
-"""Degrees of freedom of the Student-t proposals."""
+"""Degrees of freedom of the Student-t proposals; five, so that the power (5 + 5) / 2 in `density` is a whole one."""
 PRIOR_SHARE = 0.1
 """Share of a round's draws that come from the prior."""
 FITTED_SHARE = 0.7
@@ -99,7 +99,7 @@ class Proposal:
         terms = np.concatenate([phi[..., _ROW] * phi[..., _COLUMN], phi, np.ones((*phi.shape[:2], 1))], -1)
         base = 1.0 + (terms @ coefficients.swapaxes(1, 2)).clip(min=0.0) / DEGREES
         square = base * base
-        return np.asarray((factor[:, None] / (square * square * base)).sum(-1))  # the power (DEGREES + 5) / 2
+        return np.asarray((factor[:, None] / (square * square * base)).sum(-1))
 
 
 def tempered(log_weight: Array) -> Array:

@@ -140,6 +140,9 @@ def test_report_table_stars_and_figure_are_written(tmp_path: Path, monkeypatch: 
         (("--method", "grid"), "add --lattice"),
         (("--mag", "20", "--test-set"), "--mag, or --test-set"),
         (("--stars", "s.h5"), "give one --mag"),
+        (("--test-set", "--lattice"), "labels of its own"),
+        (("c.h5", "--n", "60"), "leave --n out"),
+        (("--mag", "20", "--noise-level", "1"), "for a CATALOG of clean flux"),
         (("missing.h5",), "does not exist"),
         (("--report", "missing.json"), "goes with --csv and --plot alone"),
     ],
@@ -293,6 +296,8 @@ def test_no_odd_row_stops_a_catalogue(scenario: str, tmp_path: Path) -> None:
         file["dataset/arrays/mask/value"][:] = 1
     nothing = summarise(measure(Job(scenario, catalog=catalog)))
     assert nothing["overall"]["posterior"] == {"n": 0} and nothing["overall"]["snr_median"] is None
+    result = run(catalog, "--scenario", scenario, "--workers", "1")
+    assert result.exit_code == 0 and "median S/N none" in result.output
 
 
 def test_one_star_alone_has_a_report(tmp_path: Path) -> None:
