@@ -16,12 +16,10 @@ from specvit_training.estimator import (
     SNR_NODES,
     Calibration,
     Estimator,
-    Limits,
-    TorchEmulator,
     design_rank,
-    eliminate,
     hat_weights,
 )
+from specvit_training.limits import Limits, TorchEmulator, eliminate
 from specvit_training.vit import CONFIGS
 from torch import Tensor
 

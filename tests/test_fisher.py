@@ -396,7 +396,7 @@ def test_nuisances_and_labels_of_spectra_never_lower_the_bound() -> None:
 @pytest.mark.parametrize("mag", [18.0, 21.0])
 def test_the_bound_is_that_of_the_graph(scenario: Any, mag: float) -> None:
     torch = pytest.importorskip("torch", reason="needs the 'train' extra")
-    estimator = pytest.importorskip("specvit_training.estimator", reason="needs the 'train' extra")
+    limits_module = pytest.importorskip("specvit_training.limits", reason="needs the 'train' extra")
     emulator = default_emulator()
     spectra = draw_block(Simulator(scenario, mag=(mag, mag)), 12, 0, rows=40)
     error = np.where(spectra.bad, np.inf, spectra.error).astype(np.float32)
@@ -404,7 +404,7 @@ def test_the_bound_is_that_of_the_graph(scenario: Any, mag: float) -> None:
     flux, ivar = in_model_units(spectra.flux, error, model)
     ours = spectrum_information(emulator, spectra.labels, ivar, nuisances=Nuisances.of(scenario))
     box = ours.with_prior(dict(zip(LABELS, LABEL_BOX.sd, strict=True)))
-    limits = estimator.Limits(estimator.TorchEmulator(emulator), scenario)
+    limits = limits_module.Limits(limits_module.TorchEmulator(emulator), scenario)
     crlb, crlb_prior, _ = (
         x.numpy() for x in limits(*(torch.tensor(x, dtype=torch.float32) for x in (spectra.labels, flux, ivar)))
     )

@@ -1,6 +1,7 @@
 """The whole estimator as one torch module: what is trained, tested and exported.
 
-    flux, error (B, 4096) -> mask -> scale -> amplitude -> ViT -> labels and spread
+    flux, error (B, 4096) -> mask -> scale -> amplitude -> ViT -> first estimate
+                          -> emulator there -> score and Fisher -> second look -> labels and spread
                           -> emulator at the estimate -> Fisher -> CRLB, chi2
                           -> calibration table, latent distance
 
@@ -16,22 +17,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from specvit_deploy.emulator import C_O_WIDTH, LOG_C_O_SUN, THETA_K, Array, Emulator
+from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.noise import REFERENCE_MAG, NoiseModel, expected_error
 from specvit_deploy.scenario import Scenario
-from specvit_training.vit import SCENARIO_NAMES, Normalised, ViT, ViTConfig
+from specvit_training.limits import Limits, TorchEmulator
+from specvit_training.second_look import SecondLook
+from specvit_training.vit import LOG_SPREAD, SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
 SNR_NODES = tuple(math.log10(v) for v in (1.5, 2.2, 3.2, 4.7, 7.0, 10.5, 16.0, 30.0, 100.0))
 """Nodes of the calibration table in log10 S/N."""
 LOG_G_NODES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
 """Nodes of the calibration table in predicted log g."""
-PIVOT_GUARD = 1e-4
-"""A label whose information given all others falls below this share of its own is not identifiable in float32."""
-HOPELESS = 50.0
-"""A bound beyond this many standard deviations of the label box is rounding, not information: infinite."""
-LOG_SPREAD = (-7.0, 3.0)
-"""Range of the network's log spread, box units."""
 LATENT = 16
 """Principal directions of the pooled features in which the latent distance is taken."""
 
@@ -119,131 +116,6 @@ class Preparation(nn.Module):
         return Prepared(flux, w, network, n_good)
 
 
-class TorchEmulator(nn.Module):
-    """The emulator with its derivatives as matrix products; labels (B, 5) in K and dex, float32."""
-
-    def __init__(self, emulator: Emulator) -> None:
-        super().__init__()
-        mean_v, basis_v = emulator.velocity_basis()
-        for name, value in {
-            "scale": 2.0 / (emulator.x_high - emulator.x_low),
-            "shift": -1.0 - 2.0 * emulator.x_low / (emulator.x_high - emulator.x_low),
-            **{k: getattr(emulator, k) for k in ("w1", "b1", "w2", "b2", "w3", "b3")},
-            "mean": emulator.mean[emulator.inner],
-            "basis": emulator.basis[:, emulator.inner],
-            "mean_v": mean_v,
-            "basis_v": basis_v,
-        }.items():
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32))
-
-    scale: Tensor
-    shift: Tensor
-    w1: Tensor
-    b1: Tensor
-    w2: Tensor
-    b2: Tensor
-    w3: Tensor
-    b3: Tensor
-    mean: Tensor
-    basis: Tensor
-    mean_v: Tensor
-    basis_v: Tensor
-
-    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flux (B, n), Jacobian by label (B, 5, n), derivative by velocity (B, n)."""
-        t_eff, log_g, m_h, a_m, c_m = labels.unbind(1)
-        one, zero = torch.ones_like(t_eff), torch.zeros_like(t_eff)
-        ratio = torch.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)
-        d_ratio = (1.0 - ratio * ratio) / C_O_WIDTH
-        x = torch.stack([THETA_K / t_eff, log_g, m_h, a_m, c_m, ratio], 1)
-        dx = torch.stack(
-            [
-                torch.stack([-THETA_K / (t_eff * t_eff), zero, zero, zero, zero, zero], 1),
-                torch.stack([zero, one, zero, zero, zero, zero], 1),
-                torch.stack([zero, zero, one, zero, zero, zero], 1),
-                torch.stack([zero, zero, zero, one, zero, -d_ratio], 1),
-                torch.stack([zero, zero, zero, zero, one, d_ratio], 1),
-            ],
-            1,
-        )  # (B, 5, 6)
-        h1 = (x * self.scale + self.shift) @ self.w1 + self.b1
-        s1 = torch.sigmoid(h1)
-        h2 = (h1 * s1) @ self.w2 + self.b2
-        s2 = torch.sigmoid(h2)
-        d1 = ((dx * self.scale) @ self.w1) * (s1 * (1 + h1 * (1 - s1)))[:, None]
-        d2 = (d1 @ self.w2) * (s2 * (1 + h2 * (1 - s2)))[:, None]
-        c = (h2 * s2) @ self.w3 + self.b3
-        return self.mean + c @ self.basis, (d2 @ self.w3) @ self.basis, self.mean_v + c @ self.basis_v
-
-
-class Limits(nn.Module):
-    """Fisher information at given labels: CRLB of log g and chi2.
-
-    The flux is first scaled to the model's amplitude. F = D W D^T with the rows of D scaled to prior standard
-    deviations. Amplitude, where the scenario frees it, is projected out of every row first (flat prior, and the one
-    large cancellation); slope and velocity follow where the scenario has them, then the labels, log g last.
-    Elimination in this order leaves the Schur complement of log g, 1 / CRLB^2, as the last pivot; appending the
-    residual as one more row leaves the chi2 of the best linear fit behind it. float32 throughout.
-    """
-
-    tilt: Tensor
-    label_sd: Tensor
-
-    def __init__(self, emulator: TorchEmulator, scenario: Scenario) -> None:
-        super().__init__()
-        self.emulator = emulator
-        self.scenario = scenario
-        self.register_buffer("tilt", torch.linspace(-1.0, 1.0, len(emulator.mean)))
-        self.register_buffer("label_sd", torch.tensor(LABEL_BOX.sd, dtype=torch.float32))
-
-    def forward(self, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """CRLB, CRLB with label prior (dex) and residual chi2, each (B,); inputs (B, 5), (B, n), (B, n)."""
-        model, jacobian, velocity = self.emulator(labels)
-        # the amplitude so far is that against the mean template; here the model of this very star is at hand
-        weighted = inverse_variance * model
-        amplitude = (weighted * flux).sum(1, keepdim=True) / (weighted * model).sum(1, keepdim=True).clamp(min=1e-30)
-        amplitude = amplitude.clamp(0.2, 5.0)
-        flux, inverse_variance = flux / amplitude, inverse_variance * amplitude.square()
-        jacobian = jacobian * self.label_sd[:, None]
-        rows = []
-        if self.scenario.slope_sd > 0:
-            rows.append(self.scenario.slope_sd * self.tilt * model)
-        if self.scenario.velocity_sd > 0:
-            rows.append(self.scenario.velocity_sd * velocity)
-        nuisances = len(rows)
-        rows += [jacobian[:, i] for i in range(5) if i != LOG_G] + [jacobian[:, LOG_G], flux - model]
-        design = torch.stack(rows, 1)  # (B, R, n), the residual last
-        if self.scenario.amplitude_free:
-            weighted = inverse_variance * model
-            power = (weighted * model).sum(1).clamp(min=1e-30)[:, None, None]
-            overlap = (design * weighted[:, None]).sum(2, keepdim=True) / power
-            design = design - overlap * model[:, None]
-        design = design * inverse_variance.sqrt()[:, None]
-        gram = design @ design.transpose(1, 2)
-        known = torch.tensor([1.0] * nuisances + [0.0] * 6, device=gram.device)
-        sd = self.label_sd[LOG_G]
-        pivot, _, identifiable = eliminate(gram + torch.diag(known))
-        identifiable = identifiable & (pivot > 1.0 / HOPELESS**2)
-        crlb = torch.where(identifiable, sd * pivot.rsqrt(), torch.inf)
-        known = torch.tensor([1.0] * (nuisances + 5) + [0.0], device=gram.device)
-        pivot, chi2, _ = eliminate(gram + torch.diag(known))
-        return crlb, sd * pivot.rsqrt(), chi2
-
-
-def eliminate(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Eliminate all rows but the last of (B, R, R): pivot of row R - 2, what is left of the last, identifiability."""
-    own = torch.diagonal(gram, dim1=1, dim2=2)
-    identifiable = torch.ones_like(own[:, 0], dtype=torch.bool)
-    pivot = own[:, 0]
-    for k in range(gram.shape[1] - 1):
-        pivot = gram[:, 0, 0]
-        identifiable = identifiable & (pivot > PIVOT_GUARD * own[:, k])
-        pivot = torch.maximum(pivot, 1e-7 * own[:, k]).clamp(min=1e-30)
-        column = gram[:, 1:, 0]
-        gram = gram[:, 1:, 1:] - column[:, :, None] * (column / pivot[:, None])[:, None, :]
-    return pivot, gram[:, 0, 0], identifiable
-
-
 class Calibration(nn.Module):
     """Factors on the network's spread over (S/N, predicted log g), bilinear between nodes."""
 
@@ -305,8 +177,10 @@ class Estimator(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         mean, reference_error, projection = sufficient_statistic(emulator, noise)
         self.preparation = Preparation(_f32(mean), _f32(reference_error), scenario)
-        self.vit = ViT(config, _f32(reference_error), _f32(projection))
-        self.limits = Limits(TorchEmulator(emulator), scenario)
+        vit = ViT(config, _f32(reference_error), _f32(projection))
+        self.vit = SecondLook(vit, emulator, _f32(mean), _f32(reference_error)) if config.look else vit
+        shared = self.vit.emulator if isinstance(self.vit, SecondLook) else TorchEmulator(emulator)
+        self.limits = Limits(shared, scenario)
         self.calibration = Calibration()
         features = self.vit.head.in_features
         self.register_buffer("latent_mean", torch.zeros(features))
@@ -320,6 +194,8 @@ class Estimator(nn.Module):
     def conclude(self, prepared: Prepared, features: Tensor) -> Estimate:
         """From pooled features to the estimate."""
         out = self.vit.head(features)
+        if isinstance(self.vit, SecondLook):
+            out = self.vit.refine(out, prepared.network)
         labels = torch.minimum(torch.maximum(self.center + self.sd * out[:, :5], self.low), self.high)
         label_sigma = self.sd * torch.exp(out[:, 5:].clamp(*LOG_SPREAD))
         crlb, crlb_prior, chi2 = self.limits(labels, prepared.flux, prepared.inverse_variance)

@@ -33,8 +33,9 @@ from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import get_scenario
 from specvit_training.baselines import load_baseline
 from specvit_training.checkpoint import load_checkpoint, subtree
-from specvit_training.estimator import Estimator, Limits, Preparation, TorchEmulator, sufficient_statistic
+from specvit_training.estimator import Estimator, Preparation, sufficient_statistic
 from specvit_training.fit import build_network
+from specvit_training.limits import Limits, TorchEmulator
 
 Predictor = Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, NDArray[Any]]]
 

@@ -20,10 +20,10 @@ from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LOG_G
 from specvit_deploy.noise import default_noise_model
 from specvit_training.checkpoint import load_checkpoint, save_checkpoint, subtree
-from specvit_training.estimator import LOG_SPREAD, sufficient_statistic
+from specvit_training.estimator import sufficient_statistic
 from specvit_training.gls_mlp import GlsMlp
 from specvit_training.stream import Batch, Lesson, Share, Stream, loader
-from specvit_training.vit import CONFIGS, Normalised, ViT, parameter_count
+from specvit_training.vit import CONFIGS, LOG_SPREAD, Normalised, ViT, parameter_count
 
 SAVE_EVERY_S = 300.0
 """Seconds between checkpoints."""

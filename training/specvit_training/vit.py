@@ -25,6 +25,8 @@ from torch import Tensor, nn
 PIXELS = 4096
 SCENARIO_NAMES = ("study", "survey")
 """Scenarios that one network serves; an exported graph holds one of them as a constant."""
+LOG_SPREAD = (-7.0, 3.0)
+"""Range of the log spread, box units."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,8 @@ class ViTConfig:
         Whether all tokens are told the spectrum's S/N and the scenario (nuisances) to marginalise over.
     pool : str
         "cls", or "cls+mean" (CLS beside the mean of all other tokens).
+    look : bool
+        Whether the likelihood around the estimate corrects it (`second_look`).
     """
 
     tokens: str
@@ -57,6 +61,7 @@ class ViTConfig:
     dropout: float = 0.0
     context: bool = True
     pool: str = "cls"
+    look: bool = False
 
 
 CONFIGS = {
