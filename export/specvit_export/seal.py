@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save
 from specvit_training.calibrate import calibrate, calibration_recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
-from specvit_training.estimator import LOG_G_NODES, SNR_NODES, Estimator
+from specvit_training.estimator import Estimator
 from specvit_training.evaluate import score_estimator
 from specvit_training.vit import CONFIGS, parameter_count
 
@@ -73,7 +73,7 @@ def export_bundle(
     estimator.vit.load_state_dict(subtree(tensors, "ema"))
     recipe = calibration_recipe(scenario, spectra)
     log(f"calibrate  on {spectra} {scenario} spectra")
-    domain = calibrate(estimator, recipe)
+    domain, calibration = calibrate(estimator, recipe)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         (temporary / "graphs").mkdir(parents=True)
@@ -107,12 +107,7 @@ def export_bundle(
             "box": asdict(LABEL_BOX),
             "scenario": scenario,
             "domain": asdict(domain),
-            "calibration": {
-                "recipe": recipe.describe(),
-                "log10_snr": SNR_NODES,
-                "log_g": LOG_G_NODES,
-                "factors_err_lo_hi": estimator.calibration.table.tolist(),
-            },
+            "calibration": {"recipe": recipe.describe(), **calibration.describe()},
             "training": {
                 "config": header["config"],
                 "steps": header["step"],

@@ -10,13 +10,14 @@ The exported ONNX graph holds all of it (outputs: `OUTPUTS`), so that serving ca
 
 from __future__ import annotations
 
-import math
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from specvit_deploy.calibration import CLASS_EDGES, LOG_G_NODES, SNR_NODES
+from specvit_deploy.calibration import Calibration as Fitted
 from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.noise import REFERENCE_MAG, NoiseModel, expected_error
@@ -25,10 +26,6 @@ from specvit_training.limits import Limits, TorchEmulator
 from specvit_training.second_look import SecondLook
 from specvit_training.vit import LOG_SPREAD, SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
-SNR_NODES = tuple(math.log10(v) for v in (1.5, 2.2, 3.2, 4.7, 7.0, 10.5, 16.0, 30.0, 100.0))
-"""Nodes of the calibration table in log10 S/N."""
-LOG_G_NODES = (1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5, 5.0)
-"""Nodes of the calibration table in predicted log g."""
 LATENT = 16
 """Principal directions of the pooled features in which the latent distance is taken."""
 
@@ -117,11 +114,13 @@ class Preparation(nn.Module):
 
 
 class Calibration(nn.Module):
-    """Factors on the network's spread over (S/N, predicted log g), bilinear between nodes."""
+    """Factors on the network's spread: bilinear over (S/N, predicted log g), times one factor per class of S/N."""
 
     table: Tensor
     snr_nodes: Tensor
     log_g_nodes: Tensor
+    class_edges: Tensor
+    class_factors: Tensor
 
     def __init__(self) -> None:
         super().__init__()
@@ -129,12 +128,22 @@ class Calibration(nn.Module):
         self.register_buffer("table", table)
         self.register_buffer("snr_nodes", torch.tensor(SNR_NODES))
         self.register_buffer("log_g_nodes", torch.tensor(LOG_G_NODES))
+        self.register_buffer("class_edges", torch.tensor(CLASS_EDGES))
+        self.register_buffer("class_factors", torch.ones(3, len(CLASS_EDGES) + 1))
+
+    def take(self, fitted: Fitted) -> None:
+        """Take over what `specvit_deploy.calibration` fitted."""
+        for name, buffer in self.named_buffers():
+            buffer.copy_(torch.from_numpy(getattr(fitted, name)))
 
     def forward(self, log_snr: Tensor, log_g: Tensor) -> Tensor:
         """Factors (B, 3) for err, lower and upper half-width; inputs (B,)."""
         a, b = hat_weights(log_snr, self.snr_nodes), hat_weights(log_g, self.log_g_nodes)
         rows = (a @ self.table.transpose(0, 1).flatten(1)).reshape(-1, 3, len(LOG_G_NODES))
-        factors: Tensor = (rows * b[:, None]).sum(2)
+        above = (log_snr[:, None] >= self.class_edges).to(log_snr.dtype)
+        lower, upper = torch.ones_like(above[:, :1]), torch.zeros_like(above[:, :1])
+        members = torch.cat([lower, above], 1) - torch.cat([above, upper], 1)  # (B, C): 1 in the row's own class
+        factors: Tensor = (rows * b[:, None]).sum(2) * (members @ self.class_factors.T)
         return factors
 
 
