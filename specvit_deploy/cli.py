@@ -34,6 +34,11 @@ OPTIONAL = {
         "train",
         "Measure accuracy against the limits on one fixed test set.",
     ),
+    "coverage": Optional(
+        "specvit_training.commands:coverage",
+        "cpu",
+        "Check that uncertainties cover what they say, also under perturbations.",
+    ),
     "ceiling": Optional(
         "specvit_deploy.ceiling_command:ceiling",
         "train",  # for the figure alone

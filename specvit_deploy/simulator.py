@@ -15,6 +15,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from specvit_deploy.emulator import C_O_WIDTH, LOG_C_O_SUN, THETA_K, Emulator, default_emulator
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX, LabelBox
 from specvit_deploy.noise import (
     FIELD,
@@ -132,14 +133,28 @@ class Simulator:
         self.layers = [convert(getattr(emulator, k)) for k in ("w1", "b1", "w2", "b2", "w3", "b3")]
         self.inputs = convert(emulator.x_low), convert(emulator.x_high)
 
-    def draw(self, n: int, draws: Draws, labels: Any = None) -> Spectra:
-        """Draw `n` spectra: magnitude uniform, conditions and nuisances scattered, labels (n, 5) uniform or given."""
+    def draw(self, n: int, draws: Draws, labels: Any = None, velocity: Any = None) -> Spectra:
+        """Draw `n` spectra: magnitude uniform, conditions and nuisances scattered, labels (n, 5) uniform or given.
+
+        A given `velocity` (n,) km/s takes the place of the scenario's; every other random number stays the same.
+
+        Raises
+        ------
+        SpecVitError
+            If a given velocity is beyond the templates: `MAX_VELOCITY_SD` standard deviations of the scenario's.
+        """
         xp, scenario = self.xp, self.scenario
         uniform = self.low + self.width * draws.uniform(n, 5)
         labels = uniform if labels is None else labels
         mag = self.mag[0] + (self.mag[1] - self.mag[0]) * draws.uniform(n)
         seeing, zenith, field = (low + (high - low) * draws.uniform(n) for low, high in (SEEING, ZENITH, FIELD))
-        velocity = (scenario.velocity_sd * draws.normal(n)).clip(-self.max_velocity, self.max_velocity)
+        drawn = (scenario.velocity_sd * draws.normal(n)).clip(-self.max_velocity, self.max_velocity)
+        velocity = drawn if velocity is None else velocity
+        if velocity is not drawn and abs(velocity).max() > self.max_velocity:
+            raise SpecVitError(
+                f"velocities of {scenario.name} reach {self.max_velocity:g} km/s; give smaller ones, or a scenario "
+                "with a larger velocity_sd"
+            )
         slope = scenario.slope_sd * draws.normal(n)
         # star: electrons whose median over the arm follows the magnitude law
         shape = self.clean(labels, velocity)

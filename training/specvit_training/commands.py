@@ -10,6 +10,7 @@ from typing import Any
 
 import click
 
+from specvit_deploy import __version__
 from specvit_deploy.atomic import check_outputs, whole_file
 from specvit_deploy.cli import progress
 from specvit_deploy.errors import SpecVitError
@@ -285,6 +286,47 @@ def regenerate_nodes(
     click.echo(f"wrote {output}: {len(design.labels) - len(dropped)} nodes, {len(dropped)} dropped")
     for number, reason in list(dropped.items())[:10]:
         click.echo(f"  node {number}: {reason}")
+
+
+@click.command()
+@click.argument("bundle", default="pfs-mr")
+@click.option("--scenario", type=click.Choice(["study", "survey"]), help="Nuisances.  [default: the bundle's]")
+@click.option("--n", default=60_000, show_default=True, type=click.IntRange(1), help="Number of simulated spectra.")
+@click.option(
+    "--mag",
+    nargs=2,
+    type=float,
+    default=(20.5, 22.5),
+    show_default=True,
+    help="Range of the HSC i magnitude.",
+)
+@click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
+@click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
+def coverage(
+    bundle: str, scenario: str | None, n: int, mag: tuple[float, float], threads: int, output: Path | None
+) -> None:
+    """Check that log_g_err and log_g_lo to log_g_hi of BUNDLE cover 68.27 % by S/N and predicted log g.
+
+    The same simulated stars are estimated as drawn, with a tenth of the pixels masked, at +-10 km/s, with a continuum
+    tilt of +-3 %, and with unmasked cosmic-ray hits.  [default: the embedded bundle]
+    """
+    from specvit_deploy.pipeline import Estimator
+    from specvit_deploy.recipe import Recipe
+    from specvit_training.coverage import SEED, describe_coverage, measure_coverage
+
+    check_outputs([output])
+    estimator = Estimator.load(bundle, threads)
+    recipe = Recipe(scenario or estimator.bundle.scenario, mag, n, SEED)
+    with progress("coverage", n) as (_, advance):
+        report = measure_coverage(estimator, recipe, advance)
+    model = {"name": estimator.bundle.name, "sha256": estimator.bundle.sha256, "told": estimator.bundle.scenario}
+    if output:
+        write_json(output, {"version": __version__, "model": {**model, "engine": estimator.engine.name}, **report})
+    click.echo(
+        f"{model['name']} (told {model['told']}) on {n} {recipe.scenario} spectra, magnitude {mag[0]:g} to {mag[1]:g} "
+        f"(set {recipe.hash}); a coverage of {report['level']:.2%} holds {report['rule']}"
+    )
+    click.echo(describe_coverage(report))
 
 
 def _load(path: Path | None) -> Any:
