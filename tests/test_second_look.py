@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
 from specvit_training.estimator import Estimator, Prepared
+from specvit_training.fit import TrainConfig, loss_function
 from specvit_training.limits import linearise, weighted_products, without_amplitude
 from specvit_training.second_look import ORDER, SecondLook
-from specvit_training.stream import TorchDraws, masked_error, torch_simulator
-from specvit_training.vit import CONFIGS
+from specvit_training.second_look_fit import fit_second_look
+from specvit_training.stream import Batch, Share, Stream, TorchDraws, masked_error, torch_simulator
+from specvit_training.vit import CONFIGS, Normalised
 from torch import Tensor
 
 from specvit_deploy.emulator import default_emulator
@@ -18,7 +21,7 @@ from specvit_deploy.noise import default_noise_model
 from specvit_deploy.scenario import SCENARIOS, get_scenario
 
 
-def seen(scenario: str, n: int = 24) -> tuple[SecondLook, Tensor, Prepared]:
+def ready(scenario: str, n: int = 24) -> tuple[SecondLook, Tensor, Prepared]:
     torch.manual_seed(3)
     config = replace(CONFIGS["testing"], look=True)
     vit = Estimator(config, default_emulator(), default_noise_model(), get_scenario(scenario)).vit
@@ -31,8 +34,8 @@ def seen(scenario: str, n: int = 24) -> tuple[SecondLook, Tensor, Prepared]:
 
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_step_and_the_spread_are_those_of_a_dense_solver(scenario: str) -> None:
-    look, first, prepared = seen(scenario)
-    local = look.local(first, prepared.network)
+    look, first, prepared = ready(scenario)
+    seen = look.seen(first, prepared.network)
     labels = look.center + look.sd * first[:, :5]
     around = linearise(look.emulator, labels, prepared.flux, prepared.inverse_variance)
     nuisances = get_scenario(scenario)
@@ -44,35 +47,63 @@ def test_the_step_and_the_spread_are_those_of_a_dense_solver(scenario: str) -> N
     score[:, 2:] -= first[:, ORDER]
     step = torch.linalg.solve(fisher, score)[:, 2:]
     assert (step.abs() < 4.0).float().mean() > 0.9  # the clamp is for outliers
-    torch.testing.assert_close(local[:, 10:15].double(), step.clamp(-4.0, 4.0), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(seen[:, 10:15].double(), step.clamp(-4.0, 4.0), atol=2e-3, rtol=2e-3)
     variance = torch.linalg.inv(fisher)[:, -1, -1]
-    torch.testing.assert_close(local[:, 19].double(), -0.25 * variance.log() - 1.0, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(seen[:, 19].double(), -variance.log(), atol=1e-3, rtol=1e-3)
 
 
 def test_at_the_truth_the_score_of_log_g_is_standard_normal() -> None:
-    look, first, prepared = seen("study", 400)
+    look, first, prepared = ready("study", 400)
     with torch.no_grad():
-        local = look.local(first, prepared.network)
+        seen = look.seen(first, prepared.network)
     # undo prior and elimination of the others: the last score is that of log g given what the others take
-    pivot = torch.exp(4.0 * (local[:, 19] + 1.0))
-    step = local[:, 14] * pivot + first[:, 1]  # F^-1 g of log g, prior taken out as far as it is diagonal
+    pivot = torch.exp(seen[:, 19])
+    step = seen[:, 14] * pivot + first[:, 1]  # F^-1 g of log g, prior taken out as far as it is diagonal
     z = step / pivot.sqrt()
-    inside = local[:, 14].abs() < 4.0
+    inside = seen[:, 14].abs() < 4.0
     assert 0.8 < float(z[inside].std()) < 1.25
     assert abs(float(z[inside].mean())) < 0.25
 
 
-def test_it_starts_as_no_correction_and_gives_the_network_no_gradient() -> None:
-    look, _, prepared = seen("survey")
-    first, second = look.stages(prepared.network)
-    torch.testing.assert_close(first, second)
-    second.square().sum().backward()
-    assert all(p.grad is None for p in look.network.parameters())
-    assert all(p.grad is not None for p in look.look.parameters())
+def test_it_starts_as_no_correction() -> None:
+    look, _, prepared = ready("survey")
+    torch.testing.assert_close(look(prepared.network), look.network(prepared.network))
+
+
+class Poor(torch.nn.Module):
+    """Stands for a network that is off by half a standard deviation of the box."""
+
+    answer = torch.zeros(0)
+
+    def forward(self, x: Normalised) -> Tensor:
+        return self.answer
+
+
+def test_the_fit_corrects_a_poor_network() -> None:
+    look, _, _ = ready("study")
+    poor = Poor()
+    look.network = poor  # type: ignore[assignment]
+    shares = (Share("study", (18.0, 20.0), 1.0),)
+    noise = torch.Generator().manual_seed(1)
+
+    def batches() -> Iterator[Batch]:
+        for batch in Stream(shares, 128, 5, 0, torch.device("cpu")):
+            off = batch.target + 0.5 * torch.randn(batch.target.shape, generator=noise)
+            poor.answer = torch.cat([off, torch.full_like(off, -0.7)], 1)
+            yield batch
+
+    settings = TrainConfig("testing", shares, 1)
+    drawn, lines = batches(), []
+    fit_second_look(look, drawn, 1024, 100, lambda *x: loss_function(*x, settings), log=lines.append)
+    fresh = next(drawn)
+    with torch.no_grad():
+        error = [(out[:, 1] - fresh.target[:, 1]).square().mean() for out in (poor.answer, look(fresh.inputs))]
+    assert error[1] < 0.5 * error[0]
+    assert "second look" in lines[-1]
 
 
 def test_rows_do_not_meet_and_bad_pixels_do_not_matter() -> None:
-    look, first, prepared = seen("survey")
+    look, first, prepared = ready("survey")
     torch.nn.init.normal_(look.look[-1].weight, std=0.1)
     with torch.no_grad():
         whole = look.refine(first, prepared.network)
@@ -85,7 +116,7 @@ def test_rows_do_not_meet_and_bad_pixels_do_not_matter() -> None:
 
 
 def test_a_row_without_data_stays_finite() -> None:
-    look, first, prepared = seen("study", 4)
+    look, first, prepared = ready("study", 4)
     x = prepared.network
     nothing = x._replace(residual=torch.zeros_like(x.residual), information=torch.zeros_like(x.information))
-    assert torch.isfinite(look.local(first, nothing)).all()
+    assert torch.isfinite(look.seen(first, nothing)).all()

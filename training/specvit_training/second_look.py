@@ -8,7 +8,8 @@ information of this very spectrum are at hand, the latter for the bound anyway. 
 amplitude, slope and velocity eliminated first and log g last, so that 1 / P_last is the local posterior variance of
 log g and its component of F^-1 g the Gauss-Newton step. A small perceptron turns step, pivots P, L and the network's
 own spreads into the final labels and spreads: what the local quadratic cannot know (edges of the box, second modes,
-curvature) it learns from simulated spectra. Gradients of its loss end here; the ViT is trained on its own estimate.
+curvature) it learns from simulated spectra. It is fitted when the ViT is done: what it sees is a few numbers a
+spectrum, computed once (`fit_second_look`).
 """
 
 from __future__ import annotations
@@ -24,6 +25,8 @@ from specvit_training.limits import TorchEmulator, linearise, weighted_products,
 from specvit_training.vit import LOG_SPREAD, SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
 HIDDEN = 256
+SEEN = 10 + 5 + 5 + 5 + 10 + 2
+"""First estimate; Gauss-Newton step, log pivots, whitened score, lower factor of the labels; S/N, chi2."""
 ORDER = [*(i for i in range(len(LABELS)) if i != LOG_G), LOG_G]
 """Order of elimination of the labels, log g last."""
 
@@ -59,16 +62,19 @@ class SecondLook(nn.Module):
         for name, value in constants.items():
             self.register_buffer(name, value, persistent=False)
         self.scenario = nn.Embedding(len(SCENARIO_NAMES), 8)
-        inputs = 10 + 5 + 5 + 5 + 10 + 2 + 8
+        for name, start in (("seen_mean", torch.zeros(SEEN)), ("seen_sd", torch.ones(SEEN))):
+            self.register_buffer(name, start)
         last = nn.Linear(HIDDEN, 10)
         self.look = nn.Sequential(
-            nn.Linear(inputs, HIDDEN), nn.SiLU(),
+            nn.Linear(SEEN + 8, HIDDEN), nn.SiLU(),
             nn.Linear(HIDDEN, HIDDEN), nn.SiLU(),
             last,
         )  # fmt: skip
         nn.init.zeros_(last.weight)  # starts as no correction
         nn.init.zeros_(last.bias)
 
+    seen_mean: Tensor
+    seen_sd: Tensor
     mean: Tensor
     reference_information: Tensor
     tilt: Tensor
@@ -92,25 +98,22 @@ class SecondLook(nn.Module):
         """Pooled features of the network."""
         return self.network.features(x)
 
-    def stages(self, x: Normalised) -> list[Tensor]:
-        """First and second estimate, (B, 10) each."""
-        first = self.network(x)
-        return [first, self.refine(first, x)]
-
     def forward(self, x: Normalised) -> Tensor:
         """Second estimate (B, 10): labels in box units, then log spreads in box units."""
-        return self.stages(x)[-1]
+        return self.refine(self.network(x), x)
 
     def refine(self, first: Tensor, x: Normalised) -> Tensor:
         """Second estimate (B, 10) from the first and the spectra."""
-        first = first.detach()
-        with torch.no_grad(), torch.autocast(first.device.type, enabled=False):
-            local = self.local(first.float(), x)
-        out: Tensor = first + self.look(torch.cat([local, self.scenario(x.scenario)], 1))
+        return self.conclude(first, self.seen(first, x), x.scenario)
+
+    def conclude(self, first: Tensor, seen: Tensor, scenario: Tensor) -> Tensor:
+        """Second estimate (B, 10) from the first and what was seen around it."""
+        seen = (seen - self.seen_mean) / self.seen_sd
+        out: Tensor = first + self.look(torch.cat([seen, self.scenario(scenario)], 1))
         return out
 
-    def local(self, first: Tensor, x: Normalised) -> Tensor:
-        """What the perceptron sees of the likelihood around the first estimate, (B, 37)."""
+    def seen(self, first: Tensor, x: Normalised) -> Tensor:
+        """What the perceptron sees of the likelihood around the first estimate, (B, SEEN)."""
         labels = torch.minimum(torch.maximum(self.center + self.sd * first[:, :5], self.low), self.high)
         z = ((labels - self.center) / self.sd)[:, ORDER]
         around = linearise(self.emulator, labels, x.residual + self.mean, x.information / self.reference_information)
@@ -140,13 +143,13 @@ class SecondLook(nn.Module):
         return torch.cat(
             [
                 first[:, :5].clamp(-3.0, 3.0),
-                0.5 * first[:, 5:].clamp(*LOG_SPREAD) + 1.0,
+                first[:, 5:].clamp(*LOG_SPREAD),
                 torch.stack(step, 1).clamp(-4.0, 4.0),
-                0.25 * pivot.log() - 1.0,
+                pivot.log(),
                 (torch.stack(score, 1) * pivot.sqrt()).clamp(-8.0, 8.0),
                 torch.cat(lower, 1).clamp(-4.0, 4.0),
-                2.0 * x.log_snr - 2.0,
-                (10.0 * chi2.clamp(min=1e-3).log()).clamp(-5.0, 5.0),
+                x.log_snr,
+                chi2.clamp(min=0.5, max=2.0).log(),
             ],
             1,
         )
