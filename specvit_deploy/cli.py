@@ -34,6 +34,7 @@ OPTIONAL = {
         "train",
         "Measure accuracy against the limits on one fixed test set.",
     ),
+    "leak": Optional("specvit_training.commands:leak", "train", "Test whether a model reads log g from the errors."),
     "coverage": Optional(
         "specvit_training.commands:coverage",
         "cpu",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -31,13 +32,14 @@ def scores(truth: NDArray[np.float64], prediction: NDArray[np.float64]) -> dict[
     }
 
 
-def with_intervals(truth: NDArray[np.float64], prediction: NDArray[np.float64], seed: int = 0) -> dict[str, Any]:
-    """`scores`, each as [value, 16th, 84th percentile of `BOOTSTRAP` resamplings of the spectra]."""
-    rng = np.random.default_rng(seed)
-    draws = []
-    for _ in range(BOOTSTRAP):
-        rows = rng.integers(0, len(truth), len(truth))
-        draws.append(scores(truth[rows], prediction[rows]))
+def with_intervals(
+    truth: NDArray[np.float64],
+    prediction: NDArray[np.float64],
+    seed: int = 0,
+    clusters: NDArray[np.integer] | None = None,
+) -> dict[str, Any]:
+    """`scores`, each as [value, 16th, 84th percentile of `BOOTSTRAP` resamplings of the spectra, or of `clusters`]."""
+    draws = [scores(truth[rows], prediction[rows]) for rows in resamplings(len(truth), seed, clusters)]
     return {
         name: [value, *(float(q) for q in np.percentile([d[name] for d in draws], [16, 84]))]
         for name, value in scores(truth, prediction).items()
@@ -45,11 +47,36 @@ def with_intervals(truth: NDArray[np.float64], prediction: NDArray[np.float64], 
 
 
 def paired_r2_difference(
-    truth: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64], seed: int = 0
+    truth: NDArray[np.float64],
+    a: NDArray[np.float64],
+    b: NDArray[np.float64],
+    seed: int = 0,
+    clusters: NDArray[np.integer] | None = None,
 ) -> list[float]:
     """R2 of `a` minus R2 of `b` on the same spectra: [value, 16th, 84th percentile over paired resamplings]."""
     gain = (b - truth) ** 2 - (a - truth) ** 2
-    rng = np.random.default_rng(seed)
-    rows = [rng.integers(0, len(truth), len(truth)) for _ in range(BOOTSTRAP)]
-    draws = [gain[r].mean() / truth[r].var() for r in rows]
+    draws = [gain[rows].mean() / truth[rows].var() for rows in resamplings(len(truth), seed, clusters)]
     return [float(gain.mean() / truth.var()), *(float(q) for q in np.percentile(draws, [16, 84]))]
+
+
+def resamplings(n: int, seed: int, clusters: NDArray[np.integer] | None = None) -> Iterator[NDArray[np.int64]]:
+    """Rows of `BOOTSTRAP` resamplings of `n` spectra.
+
+    Parameters
+    ----------
+    n, seed : int
+        Number of spectra; of the random numbers.
+    clusters : (n,) int array, optional
+        Which cluster each spectrum belongs to, such as the node behind it. Clusters are then drawn whole: spectra of
+        one are not independent, and their number does not make the interval narrower.
+    """
+    rng = np.random.default_rng(seed)
+    if clusters is None:
+        for _ in range(BOOTSTRAP):
+            yield rng.integers(0, n, n)
+        return
+    names, member = np.unique(clusters, return_inverse=True)
+    order = np.argsort(member, kind="stable")
+    parts = np.split(order, np.cumsum(np.bincount(member))[:-1])
+    for _ in range(BOOTSTRAP):
+        yield np.concatenate([parts[k] for k in rng.integers(0, len(names), len(names))])

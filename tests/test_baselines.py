@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 from specvit_training import baselines
-from specvit_training.baselines import BaselineConfig, load_baseline, read_baseline, train_baseline
+from specvit_training.baselines import BaselineConfig, load_baseline, read_baseline, solve_ridge, train_baseline
 from specvit_training.evaluate import evaluate
 
 from specvit_deploy.cli import main
@@ -74,9 +74,11 @@ def test_bad_pixels_and_units_do_not_reach_a_baseline(ridge: Path) -> None:
 
 
 def test_all_contestants_meet_on_one_test_set(ridge: Path) -> None:
-    report = evaluate(["posterior", "template", str(ridge)], Recipe("study", (20.5, 22.5), 256, 903))
+    report = evaluate(["posterior", "template", f"flux={ridge}"], Recipe("study", (20.5, 22.5), 256, 903))
     posterior, template, other = report["models"]
-    assert [m["name"] for m in report["models"]] == ["posterior", "template", "ridge"]
+    assert [m["name"] for m in report["models"]] == ["posterior", "template", "flux"]
+    assert other["kind"] == "baseline" and other["gflop"] == 2 * 4096 / 1e9
+    assert other["distinct_spectra"] == SMALL.n and other["training_minutes"] > 0
     assert posterior["overall"]["r2"][0] > max(template["overall"]["r2"][0], other["overall"]["r2"][0])
     assert 0.55 < posterior["coverage_68_interval"] < 0.8 and "coverage_68_interval" not in template
     assert {cell["name"] for cell in posterior["by_type"]} == {"giants", "subgiants", "dwarfs"}
@@ -84,11 +86,39 @@ def test_all_contestants_meet_on_one_test_set(ridge: Path) -> None:
     json.dumps(report, allow_nan=False)
 
 
+@pytest.mark.parametrize("n, k", [(60, 12), (12, 60)])
+def test_ridge_is_the_closed_form_with_many_or_few_spectra(n: int, k: int) -> None:
+    rng = np.random.default_rng(4)
+    x = rng.standard_normal((n + 40, k)).astype(np.float32)
+    y = x[:, :3].sum(1) + 0.3 * rng.standard_normal(n + 40)
+    found = solve_ridge((x[:n], y[:n]), (x[n:], y[n:]))
+    centered, middle = x[:n] - x[:n].mean(0), y[:n].mean()
+    weight = np.linalg.solve(centered.T @ centered + found.penalty * np.eye(k), centered.T @ (y[:n] - middle))
+    np.testing.assert_allclose(found.weight, weight, atol=1e-4)
+    np.testing.assert_allclose(found(x[n:]), (x[n:] - x[:n].mean(0)) @ weight + middle, atol=1e-3)
+    assert found.rmse < y[n:].std()
+
+
 @pytest.mark.parametrize("name", ["ridge", "lightgbm"])
 def test_named_configurations_are_baselines(name: str) -> None:
     config = read_baseline(CONFIGS / f"{name}.toml")
     assert config is not None and config.model == name
     assert read_baseline(CONFIGS / "small.toml") is None
+    for size in (2, 8, 32):  # the scaling curve differs in the number of spectra alone
+        assert read_baseline(CONFIGS / "scaling" / f"{name}-{size}k.toml") == replace(config, n=1000 * size)
+
+
+def test_layout_of_histograms_does_not_change_the_trees(trees: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = np.random.default_rng(6)
+    x = rng.standard_normal((400, 30)).astype(np.float32)
+    y = x[:, 0] + 0.1 * rng.standard_normal(400)
+    monkeypatch.setattr(baselines, "MAX_TREES", 8)
+    texts = []
+    for quick in (baselines.QUICK, {"objective": "regression", "force_row_wise": True}):
+        monkeypatch.setattr(baselines, "QUICK", quick)
+        text = baselines._fit_trees((x[:300], y[:300]), (x[300:], y[300:]), SMALL, silent)[0]["text"]
+        texts.append(bytes(text.numpy()).decode().split("parameters:")[0])
+    assert texts[0] == texts[1]
 
 
 def test_wrong_configurations_say_what_is_wrong(tmp_path: Path, ridge: Path) -> None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import json
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from specvit_deploy import __version__
-from specvit_deploy.bundle import load_bundle
+from specvit_deploy.atomic import whole_file
 from specvit_deploy.emulator import default_emulator
-from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
+from specvit_deploy.labels import LABELS, LOG_G
 from specvit_deploy.metrics import (
     LOG_G_EDGES,
     M_H_EDGES,
@@ -26,53 +30,12 @@ from specvit_deploy.metrics import (
     with_intervals,
 )
 from specvit_deploy.noise import default_noise_model
-from specvit_deploy.pipeline import Estimator as BundleEstimator
-from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.quality import median_snr
 from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import get_scenario
-from specvit_training.baselines import load_baseline
-from specvit_training.checkpoint import load_checkpoint, subtree
+from specvit_training.contestants import Model, load_models
 from specvit_training.estimator import Estimator, Preparation, sufficient_statistic
-from specvit_training.fit import build_network
 from specvit_training.limits import Limits, TorchEmulator
-
-Predictor = Callable[[NDArray[np.float32], NDArray[np.float32]], dict[str, NDArray[Any]]]
-
-
-@dataclass(frozen=True)
-class Model:
-    """Something to evaluate: its name in the report, what it is, and how to run it."""
-
-    name: str
-    facts: dict[str, Any]
-    predict: Predictor
-
-
-def load_model(path: str, scenario: str) -> Model:
-    """Open a bundle (path or embedded name), a checkpoint or a baseline; `template` and `posterior` need no file.
-
-    A checkpoint, template and posterior are told `scenario`.
-    """
-    if path in ("template", "posterior"):
-        return _exact_model(path, scenario)
-    if path.endswith(".safetensors"):
-        _, header = load_checkpoint(Path(path))
-        return _baseline_model(Path(path)) if "kind" in header else _checkpoint_model(Path(path), scenario)
-    bundle = load_bundle(path)
-    estimator = BundleEstimator(bundle)
-
-    def predict(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        table = estimator(flux, error)
-        return {name: table[name] for name in ("log_g", "log_g_lo", "log_g_hi", "log_g_err")}
-
-    facts = {
-        "kind": "bundle",
-        "sha256": bundle.sha256,
-        "told": bundle.scenario,
-        "engine": estimator.engine.name,
-    }
-    return Model(bundle.name, facts, predict)
 
 
 @torch.no_grad()
@@ -96,101 +59,70 @@ def score_estimator(estimator: Estimator, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _exact_model(name: str, scenario: str) -> Model:
-    """Maximum-likelihood template fit or posterior mean, both on the emulator."""
-    sampler = PosteriorSampler(get_scenario(scenario))
-
-    def fit(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        return {"log_g": sampler.fit(flux, error).labels[:, LOG_G]}
-
-    def sample(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        found = sampler(flux, error)
-        low, high = found.quantiles[:, LOG_G, 1], found.quantiles[:, LOG_G, 3]
-        return {"log_g": found.mean[:, LOG_G], "log_g_lo": low, "log_g_hi": high, "log_g_err": found.sd[:, LOG_G]}
-
-    return Model(name, {"kind": name, "told": scenario}, fit if name == "template" else sample)
-
-
-def _baseline_model(path: Path) -> Model:
-    predict, header = load_baseline(path)
-    config = header["config"]
-    facts = {"kind": "baseline", "told": config["scenario"], "spectra_seen": config["n"]}
-    facts |= {k: header[k] for k in ("parameters", "trees", "penalty") if k in header}
-    return Model(header["kind"], facts, lambda flux, error: {"log_g": predict(flux, error)})
-
-
-def _checkpoint_model(path: Path, scenario: str) -> Model:
-    tensors, header = load_checkpoint(path)
-    network = build_network(header["config"]["model"])
-    network.load_state_dict(subtree(tensors, "ema"))
-    network.eval()
-    mean, error, _ = sufficient_statistic(default_emulator(), default_noise_model())
-    preparation = Preparation(_f32(mean), _f32(error), get_scenario(scenario))
-
-    @torch.no_grad()
-    def predict(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
-        out = network(preparation(torch.from_numpy(flux), torch.from_numpy(error)).network)[:, LOG_G].numpy()
-        return {
-            "log_g": (LABEL_BOX.center[LOG_G] + LABEL_BOX.sd[LOG_G] * out).clip(
-                LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G]
-            )
-        }
-
-    facts = {
-        "kind": "checkpoint",
-        "model": header["config"]["model"],
-        "told": scenario,
-        "spectra_seen": header["step"] * header["config"]["batch"],
-        "training_minutes": round(header["elapsed_s"] / 60, 1),
-    }
-    return Model(header["config"]["model"], facts, predict)
-
-
 @torch.no_grad()
 def evaluate(
-    paths: Sequence[str], recipe: Recipe, advance: Callable[[int], None] = lambda rows: None
+    arguments: Sequence[str],
+    recipe: Recipe,
+    advance: Callable[[int], None] = lambda rows: None,
+    predictions: Path | None = None,
 ) -> dict[str, Any]:
     """Evaluate models on one test set with the same noise.
 
     Parameters
     ----------
-    paths : sequence of str
-        Bundles or checkpoints; R2 differences are taken to the first.
+    arguments : sequence of str
+        Models, PATH or NAME=PATH (see `contestants.load_model`); R2 differences are taken to the first.
     recipe : Recipe
         The test set.
     advance : callable
-        Told the number of rows after each block.
+        Told the number of spectra after each block.
+    predictions : Path, optional
+        HDF5 file to write every estimate to, whole or not at all: `truth` (N, 5) in the order of its attribute
+        `labels`; `snr` (median), `log_snr` (log10 of the rms S/N per good pixel), `crlb`, `crlb_prior` (N,);
+        `models/NAME/log_g` (N,) and, where a model has them, `log_g_err`, `log_g_lo`, `log_g_hi`.
 
     Returns
     -------
     dict
         Recipe, limits of the spectra at their true labels with the scenario's nuisances (overall and by S/N bin),
-        and per model the scores in dex: overall with bootstrap intervals, and by S/N, [M/H], type (true log g) and
-        predicted log g.
+        and per model what it cost, processor time included, and its scores in dex: overall with bootstrap intervals,
+        and by S/N, [M/H], type, true and predicted log g.
     """
-    models = [load_model(path, recipe.scenario) for path in paths]
+    models = load_models(list(arguments), recipe.scenario)
     scenario = get_scenario(recipe.scenario)
     mean, reference, _ = sufficient_statistic(default_emulator(), default_noise_model())
     preparation = Preparation(_f32(mean), _f32(reference), scenario)
     limits = Limits(TorchEmulator(default_emulator()), scenario)
-    truth, snr, crlb, crlb_prior, m_h = [], [], [], [], []
+    stars: dict[str, list[NDArray[Any]]] = {k: [] for k in ("truth", "snr", "log_snr", "crlb", "crlb_prior")}
     outputs: list[list[dict[str, NDArray[Any]]]] = [[] for _ in models]
-    for labels, flux, error in recipe.blocks():
-        prepared = preparation(torch.from_numpy(flux), torch.from_numpy(error))
-        bound, bound_prior, _ = limits(torch.from_numpy(labels), prepared.flux, prepared.inverse_variance)
-        truth.append(labels[:, LOG_G].astype(np.float64))
-        snr.append(median_snr(flux, error))
-        m_h.append(labels[:, LABELS.index("M_H")])
-        crlb.append(bound.numpy())
-        crlb_prior.append(bound_prior.numpy())
-        for model, parts in zip(models, outputs, strict=True):
-            parts.append(model.predict(flux, error))
-        advance(len(flux))
-    y, s, c, cp = (np.concatenate(x).astype(np.float64) for x in (truth, snr, crlb, crlb_prior))
+    seconds = np.zeros(len(models))
+    with one_thread():
+        for labels, flux, error in recipe.blocks():
+            prepared = preparation(torch.from_numpy(flux), torch.from_numpy(error))
+            bound, bound_prior, _ = limits(torch.from_numpy(labels), prepared.flux, prepared.inverse_variance)
+            stars["truth"].append(labels)
+            stars["snr"].append(median_snr(flux, error))
+            stars["log_snr"].append(prepared.network.log_snr[:, 0].numpy())
+            stars["crlb"].append(bound.numpy())
+            stars["crlb_prior"].append(bound_prior.numpy())
+            for i, model in enumerate(models):
+                begun = time.process_time()
+                outputs[i].append(model.predict(flux, error))
+                seconds[i] += time.process_time() - begun
+            advance(len(flux))
+    star = {k: np.concatenate(parts).astype(np.float64) for k, parts in stars.items()}
     tables = [{k: np.concatenate([p[k] for p in parts]).astype(np.float64) for k in parts[0]} for parts in outputs]
-    by_snr = _cells(s, SNR_EDGES)
-    by_m_h = _cells(np.concatenate(m_h).astype(np.float64), M_H_EDGES)
-    by_type = [({"name": name, **cell}, rows) for name, low, high in TYPES for cell, rows in _cells(y, (low, high))]
+    if predictions:
+        _write_predictions(predictions, recipe, star, models, tables)
+    y, c, cp = star["truth"][:, LOG_G], star["crlb"], star["crlb_prior"]
+    cells = {
+        "by_snr": _cells(star["snr"], SNR_EDGES),
+        "by_M_H": _cells(star["truth"][:, LABELS.index("M_H")], M_H_EDGES),
+        "by_type": [
+            ({"name": name, **cell}, rows) for name, low, high in TYPES for cell, rows in _cells(y, (low, high))
+        ],
+        "by_true_log_g": _cells(y, LOG_G_EDGES),
+    }
     return {
         "version": __version__,
         "test_set": {
@@ -201,23 +133,52 @@ def evaluate(
         "limits": {
             "nuisances": recipe.scenario,
             "overall": _limits(c, cp),
-            "by_snr": [{**cell, **_limits(c[rows], cp[rows])} for cell, rows in by_snr],
+            "by_snr": [{**cell, **_limits(c[rows], cp[rows])} for cell, rows in cells["by_snr"]],
         },
         "models": [
             {
                 "name": model.name,
                 **model.facts,
+                **asdict(model.cost),
+                "ms_per_spectrum": round(1e3 * float(taken) / len(y), 4),
                 "overall": with_intervals(y, table["log_g"]),
                 **_coverage(y, table),
                 "r2_minus_first": paired_r2_difference(y, table["log_g"], tables[0]["log_g"]),
-                "by_snr": _by_cell(y, table, by_snr),
-                "by_M_H": _by_cell(y, table, by_m_h),
-                "by_type": _by_cell(y, table, by_type),
+                **{name: _by_cell(y, table, group) for name, group in cells.items()},
                 "by_predicted_log_g": _by_cell(y, table, _cells(table["log_g"], LOG_G_EDGES)),
             }
-            for model, table in zip(models, tables, strict=True)
+            for model, table, taken in zip(models, tables, seconds, strict=True)
         ],
     }
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Torch on one thread, as every time per spectrum is stated."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _write_predictions(
+    path: Path,
+    recipe: Recipe,
+    star: dict[str, NDArray[np.float64]],
+    models: Sequence[Model],
+    tables: Sequence[dict[str, NDArray[np.float64]]],
+) -> None:
+    with whole_file(path) as temporary, h5py.File(temporary, "w") as file:
+        file.attrs.update({"creator": f"specvit-deploy {__version__}", "test_set": json.dumps(recipe.describe())})
+        file.attrs["hash"] = recipe.hash
+        for name, column in star.items():
+            file[name] = column
+        file["truth"].attrs["labels"] = LABELS
+        for model, table in zip(models, tables, strict=True):
+            for name, column in table.items():
+                file[f"models/{model.name}/{name}"] = column
 
 
 Cells = list[tuple[dict[str, Any], NDArray[np.bool_]]]
