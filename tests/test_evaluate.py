@@ -50,7 +50,8 @@ def test_operations_are_those_that_one_counts_by_hand() -> None:
 
 
 def header(step: int, start: str = "") -> dict[str, Any]:
-    return {"config": {"model": "testing", "batch": 16, "start": start}, "step": step, "elapsed_s": 60.0 * step}
+    config = {"model": "testing", "batch": 16, "start": start, "shares": [{"weight": 1.0}]}
+    return {"config": config, "step": step, "elapsed_s": 60.0 * step}
 
 
 def test_a_run_costs_what_it_and_the_run_before_it_cost(tmp_path: Path) -> None:
@@ -62,6 +63,16 @@ def test_a_run_costs_what_it_and_the_run_before_it_cost(tmp_path: Path) -> None:
     assert alone.parameters == sum(p.numel() for p in network.parameters()) and alone.gflop == after.gflop
     lost = checkpoint_cost(header(5, str(tmp_path / "gone.safetensors")), network)
     assert (lost.spectra_seen, lost.training_minutes) == (None, None)
+
+
+def test_spectra_that_come_again_are_not_distinct() -> None:
+    network, taught = build_network("testing"), header(10)
+    taught["config"] |= {"batch": 512, "lessons": [{"file": "x.h5", "weight": 1.0, "rows": 384}]}
+    assert checkpoint_cost(taught, network).distinct_spectra == 10 * 256 + 384  # half of a batch is fresh
+    taught["config"] |= {"shares": []}
+    assert checkpoint_cost(taught, network).distinct_spectra == 384
+    taught["config"]["lessons"][0]["rows"] = 0  # all of a file that is not there
+    assert checkpoint_cost(taught, network).distinct_spectra is None
 
 
 def test_models_have_names_and_these_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,6 +16,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from specvit_deploy.bundle import load_bundle
+from specvit_deploy.catalog_writer import BLOCK
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX, LOG_G
@@ -27,6 +28,7 @@ from specvit_training.baselines import load_baseline
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Preparation, sufficient_statistic
 from specvit_training.fit import build_network
+from specvit_training.teacher import read_teacher
 from specvit_training.template_grid import TemplateGrid
 from specvit_training.vit import PIXELS, Normalised, parameter_count
 
@@ -166,7 +168,9 @@ def _baseline_model(path: Path) -> Model:
 
 def _checkpoint_model(path: Path, scenario: str) -> Model:
     tensors, header = load_checkpoint(path)
-    network = build_network(header["config"]["model"])
+    config = header["config"]
+    changes = config.get("shape")
+    network = build_network(config["model"], changes) if changes else build_network(config["model"])
     network.load_state_dict(subtree(tensors, "ema"))
     network.eval()
     mean, error, _ = sufficient_statistic(default_emulator(), default_noise_model())
@@ -178,16 +182,15 @@ def _checkpoint_model(path: Path, scenario: str) -> Model:
         out = network(preparation(torch.from_numpy(flux), torch.from_numpy(error)).network)[:, LOG_G].numpy()
         return {"log_g": (LABEL_BOX.center[LOG_G] + LABEL_BOX.sd[LOG_G] * out).clip(low, high)}
 
-    facts = {"kind": "checkpoint", "model": header["config"]["model"], "told": scenario}
-    return Model(header["config"]["model"], facts, checkpoint_cost(header, network), predict)
+    facts = {"kind": "checkpoint", "model": config["model"], "told": scenario}
+    facts |= {key: config[key] for key in ("shape", "exclude") if config.get(key)}
+    return Model(config["model"], facts, checkpoint_cost(header, network), predict)
 
 
 def checkpoint_cost(header: dict[str, Any], network: nn.Module) -> Cost:
     """Cost of a checkpoint by its header, that of the run it started from included where that file is at hand."""
     seen, minutes = _effort(header)
-    config = header["config"]
-    endless = not (config.get("start") or config.get("lessons"))  # every batch drawn anew
-    return Cost(parameter_count(network), forward_gflop(network), minutes, seen, seen if endless else None)
+    return Cost(parameter_count(network), forward_gflop(network), minutes, seen, _distinct(header))
 
 
 def _effort(header: dict[str, Any]) -> tuple[int | None, float | None]:
@@ -201,6 +204,25 @@ def _effort(header: dict[str, Any]) -> tuple[int | None, float | None]:
         seen = None if before is None else before + seen
         minutes = None if earlier is None or minutes is None else earlier + minutes
     return seen, None if minutes is None else round(minutes, 2)
+
+
+def _distinct(header: dict[str, Any]) -> int | None:
+    """Spectra of a run that differ: all of its shares, which are drawn anew for every batch, and the lessons' rows.
+
+    None after another run, whose spectra may be the same, or without the lessons' files.
+    """
+    config = header["config"]
+    lessons = config.get("lessons") or []
+    if config.get("start"):
+        return None
+    total = sum(part["weight"] for part in (*config["shares"], *lessons))
+    blocks = [round(config["batch"] * lesson["weight"] / total / BLOCK) for lesson in lessons]
+    try:
+        rows = [lesson.get("rows") or read_teacher(Path(lesson["file"]))[0].n for lesson in lessons]
+    except SpecVitError:
+        return None
+    fresh = header["step"] * (config["batch"] - BLOCK * sum(blocks))
+    return int(fresh + sum(min(n, header["step"] * BLOCK * k) for n, k in zip(rows, blocks, strict=True)))
 
 
 def _minutes(header: dict[str, Any]) -> float | None:
