@@ -10,7 +10,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from specvit_training.calibrate import calibration_table
 from specvit_training.estimator import (
     LOG_G_NODES,
     SNR_NODES,
@@ -23,6 +22,7 @@ from specvit_training.limits import Limits, TorchEmulator, eliminate
 from specvit_training.vit import CONFIGS
 from torch import Tensor
 
+from specvit_deploy.calibration import fit_table
 from specvit_deploy.catalog_writer import draw_block
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
@@ -275,7 +275,7 @@ def test_calibrated_intervals_cover_what_they_say_on_fresh_draws(skewed: bool) -
         return tuple(torch.tensor(x, dtype=torch.float32) for x in (snr, log_g, scale * z))  # type: ignore[return-value]
 
     calibration = Calibration()
-    calibration.table.copy_(calibration_table(*draw_z(60_000)))
+    calibration.table.copy_(torch.from_numpy(fit_table(*(x.double().numpy() for x in draw_z(60_000)))))
     snr, log_g, z = draw_z(20_000)
     err, below, above = calibration(snr, log_g).T
     for cell in (snr < 0.7, snr > 1.2, log_g < 2, log_g > 4):
@@ -298,7 +298,7 @@ def test_a_gaussian_that_is_k_times_too_wide_gives_factors_of_k(k: float) -> Non
     rng = np.random.default_rng(8)
     n = 60_000
     snr, log_g, z = rng.uniform(0.3, 1.6, n), rng.uniform(1, 5, n), k * rng.standard_normal(n)
-    table = calibration_table(*(torch.tensor(x, dtype=torch.float32) for x in (snr, log_g, z)))
+    table = fit_table(snr, log_g, z)
     a, b = (
         hat_weights(torch.tensor(snr), torch.tensor(SNR_NODES)),
         hat_weights(torch.tensor(log_g), torch.tensor(LOG_G_NODES)),
@@ -308,7 +308,7 @@ def test_a_gaussian_that_is_k_times_too_wide_gives_factors_of_k(k: float) -> Non
     p, density = 0.15865525, np.exp(-0.5) / np.sqrt(2 * np.pi)
     one_sided = np.sqrt(p * (1 - p)) / density  # standard error of a quantile of one spectrum, over k
     two_sided = np.sqrt(2 * p * (1 - 2 * p)) / (2 * density)
-    for factors, error in zip(table[:, 1:-2, 1:-1].numpy(), (two_sided, one_sided, one_sided), strict=True):
+    for factors, error in zip(table[:, 1:-2, 1:-1], (two_sided, one_sided, one_sided), strict=True):
         off = factors / k - 1
         assert (abs(off) < 4 * error * np.sqrt((weight**2).sum(2))).all()  # the worst of 42 nodes
         assert abs(off.mean()) < 3 * error * np.sqrt((weight.mean((0, 1)) ** 2).sum())

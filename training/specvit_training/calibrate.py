@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specvit_deploy.calibration import Calibration, fit_calibration, fit_table
+from specvit_deploy.calibration import Calibration, fit_calibration
 from specvit_deploy.labels import LOG_G
 from specvit_deploy.quality import Domain, median_snr
 from specvit_deploy.recipe import Recipe
@@ -57,8 +57,3 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> tuple[Domain, Calibration
         latent_distance=float(np.quantile(distance.numpy(), 0.999)),
     )
     return domain, calibration
-
-
-def calibration_table(log_snr: Tensor, log_g: Tensor, z: Tensor) -> Tensor:
-    """First stage alone: factors (3, S, G) for err, lower and upper half-width; inputs (N,)."""
-    return torch.from_numpy(fit_table(*(x.double().numpy() for x in (log_snr, log_g, z))))
