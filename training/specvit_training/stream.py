@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -15,13 +15,17 @@ from torch.utils.data import DataLoader, IterableDataset
 from specvit_deploy.catalog_writer import BLOCK, draw_block
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.labels import LABEL_BOX
+from specvit_deploy.labels import LABEL_BOX, LABELS
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.scenario import get_scenario
 from specvit_deploy.simulator import Simulator, Spectra
+from specvit_training.augment import Augment, damage
 from specvit_training.estimator import Preparation, sufficient_statistic
 from specvit_training.teacher import read_teacher
-from specvit_training.vit import Normalised
+from specvit_training.vit import PIXELS, Normalised
+
+CACHE_BYTES = 3e9
+"""Prepared spectra of a lesson that may stay in memory."""
 
 
 class TorchDraws:
@@ -51,22 +55,66 @@ class Share:
 
 @dataclass(frozen=True)
 class Lesson:
-    """Part of every batch: a teacher file (see `teacher`) and its weight; it comes in whole blocks of 128 rows."""
+    """Part of every batch: a teacher file (see `teacher`) and its weight; it comes in whole blocks of 128 rows.
+
+    Parameters
+    ----------
+    file, weight : str, float
+        Teacher file and weight.
+    rows : int
+        Only the first rows of the file, a multiple of 128; 0: all.
+    target : str
+        "posterior" (mean and spread), or "label": the true labels of the same spectra.
+    """
 
     file: str
     weight: float
+    rows: int = 0
+    target: str = "posterior"
+
+
+Region = Mapping[str, tuple[float, float]]
+"""Box in label space by name, e.g. {"M_H": (-2.5, -2.0)}."""
+NO_DAMAGE = Augment()
+EVERYWHERE: Region = {}
 
 
 class Batch(NamedTuple):
-    """What a training step sees: network inputs, target (B, 5) and its spread (B, 5), box units.
+    """What a training step sees: network inputs, target (B, 5) and its spread (B, 5), box units, weights (B,) or None.
 
     The target is the truth with spread 0, or a teacher's posterior mean and spread; units are standard deviations of
-    the box from its centre.
+    the box from its centre. No weights are equal weights.
     """
 
     inputs: Normalised
     target: Tensor
     spread: Tensor
+    weight: Tensor | None = None
+
+    def to(self, device: torch.device) -> Batch:
+        """Copy to a device."""
+        weight = None if self.weight is None else self.weight.to(device)
+        inputs = Normalised(*(t.to(device) for t in self.inputs))
+        return Batch(inputs, self.target.to(device), self.spread.to(device), weight)
+
+
+def joined(batches: list[Batch]) -> Batch:
+    """One batch of the rows of several."""
+    inputs = Normalised(*(torch.cat(c) for c in zip(*(b.inputs for b in batches), strict=True)))
+    weights = [b.weight for b in batches if b.weight is not None]
+    target, spread = torch.cat([b.target for b in batches]), torch.cat([b.spread for b in batches])
+    return Batch(inputs, target, spread, torch.cat(weights) if weights else None)
+
+
+def weight_outside(labels: Tensor, region: Region) -> Tensor | None:
+    """Weight (B,) of rows by their true labels (B, 5): 0 in the region, 1 elsewhere; None if there is no region."""
+    if not region:
+        return None
+    inside = torch.ones_like(labels[:, 0], dtype=torch.bool)
+    for name, (low, high) in region.items():
+        value = labels[:, LABELS.index(name)]
+        inside = inside & (value >= low) & (value <= high)
+    return (~inside).float()
 
 
 class Stream(IterableDataset[Batch]):
@@ -84,6 +132,15 @@ class Stream(IterableDataset[Batch]):
         First batch.
     device : torch.device
         Where spectra are made.
+    augment : Augment
+        Damage to the spectra of the shares. (A posterior is that of the spectrum as it was, so lessons get none.)
+    exclude : Region
+        Stars in this part of label space get no weight; empty: all count.
+
+    Raises
+    ------
+    SpecVitError
+        If a lesson cannot be read or a batch cannot hold its blocks.
     """
 
     def __init__(
@@ -94,14 +151,17 @@ class Stream(IterableDataset[Batch]):
         start: int,
         device: torch.device,
         lessons: tuple[Lesson, ...] = (),
+        augment: Augment = NO_DAMAGE,
+        exclude: Region = EVERYWHERE,
     ) -> None:
         self.shares, self.batch, self.seed, self.start, self.device = shares, batch, seed, start, device
+        self.lessons, self.augment, self.exclude = lessons, augment, exclude
         for lesson in lessons:
-            read_teacher(Path(lesson.file))  # here, and not first in a worker process
-        self.lessons = lessons
+            lesson_rows(lesson)  # here, and not first in a worker process
         total = sum(share.weight for share in shares) + sum(lesson.weight for lesson in lessons)
         self.blocks = [round(batch * lesson.weight / total / BLOCK) for lesson in lessons]
-        if 0 in self.blocks or BLOCK * sum(self.blocks) > batch - (len(shares) > 0):
+        self.fresh = batch - BLOCK * sum(self.blocks)
+        if 0 in self.blocks or self.fresh < (len(shares) > 0) or (self.fresh and not shares):
             raise SpecVitError(
                 f"teachers come in blocks of {BLOCK} rows, which a batch of {batch} cannot hold as weighted; "
                 "take a larger batch or other weights"
@@ -111,50 +171,95 @@ class Stream(IterableDataset[Batch]):
         """Yield this worker's batches for ever."""
         worker = torch.utils.data.get_worker_info()
         stride, number = (worker.num_workers, self.start + worker.id) if worker else (1, self.start)
-        parts = [(share, *torch_simulator(share.scenario, share.mag, self.device)) for share in self.shares]
         weights = np.array([share.weight for share in self.shares])
-        fresh = self.batch - BLOCK * sum(self.blocks)
-        edges = np.round(fresh * np.cumsum(weights / weights.sum())).astype(int)
-        rows = np.diff(edges, prepend=0)
-        taught = [
-            TaughtRows(lesson, blocks, self.device) for lesson, blocks in zip(self.lessons, self.blocks, strict=True)
+        edges = np.round(self.fresh * np.cumsum(weights / weights.sum())).astype(int)
+        rows = np.diff(edges, prepend=0).tolist()
+        parts: list[FreshRows | TaughtRows] = [
+            FreshRows(share, n, self.augment, self.exclude, self.device)
+            for share, n in zip(self.shares, rows, strict=True)
         ]
-        center = torch.tensor(LABEL_BOX.center, dtype=torch.float32, device=self.device)
-        sd = torch.tensor(LABEL_BOX.sd, dtype=torch.float32, device=self.device)
+        parts += [
+            TaughtRows(lesson, n, self.device, self.exclude)
+            for lesson, n in zip(self.lessons, self.blocks, strict=True)
+        ]
         while True:
-            batches = []
-            for i, (_, simulator, preparation) in enumerate(parts):
-                spectra = simulator.draw(int(rows[i]), TorchDraws((self.seed, number, i), self.device))
-                truth = (spectra.labels - center) / sd
-                inputs = preparation(spectra.flux, masked_error(spectra)).network
-                batches.append(Batch(inputs, truth, torch.zeros_like(truth)))
-            batches += [lesson.draw((self.seed, number, len(parts) + i)) for i, lesson in enumerate(taught)]
-            inputs = Normalised(*(torch.cat(c) for c in zip(*(b.inputs for b in batches), strict=True)))
-            yield Batch(inputs, torch.cat([b.target for b in batches]), torch.cat([b.spread for b in batches]))
+            yield joined([part.draw((self.seed, number, i)) for i, part in enumerate(parts)])
             number += stride
 
 
-class TaughtRows:
-    """Rows of a teacher file: spectra drawn again from its recipe, with posterior mean and spread."""
+class FreshRows:
+    """Spectra of a share, drawn anew for every batch."""
 
-    def __init__(self, lesson: Lesson, blocks: int, device: torch.device) -> None:
+    def __init__(self, share: Share, rows: int, augment: Augment, exclude: Region, device: torch.device) -> None:
+        self.rows, self.augment, self.exclude, self.device = rows, augment, exclude, device
+        self.simulator, self.preparation = torch_simulator(share.scenario, share.mag, device)
+        self.center = torch.tensor(LABEL_BOX.center, dtype=torch.float32, device=device)
+        self.sd = torch.tensor(LABEL_BOX.sd, dtype=torch.float32, device=device)
+
+    def draw(self, seed: tuple[int, ...]) -> Batch:
+        """Draw the share's rows of one batch."""
+        spectra = self.simulator.draw(self.rows, TorchDraws(seed, self.device))
+        truth = (spectra.labels - self.center) / self.sd
+        seen = damage(spectra.flux, masked_error(spectra), self.augment, TorchDraws((*seed, 1), self.device))
+        weight = weight_outside(spectra.labels, self.exclude)
+        return Batch(self.preparation(*seen).network, truth, torch.zeros_like(truth), weight)
+
+
+class TaughtRows:
+    """Rows of a teacher file: spectra drawn again from its recipe, with posterior mean and spread, or with labels.
+
+    Prepared blocks are kept in memory if all of them fit into `CACHE_BYTES`.
+    """
+
+    def __init__(self, lesson: Lesson, blocks: int, device: torch.device, exclude: Region = EVERYWHERE) -> None:
         recipe, mean, spread = read_teacher(Path(lesson.file))
-        self.seed, self.blocks, self.number = recipe.seed, blocks, recipe.n // BLOCK
+        self.seed, self.blocks, self.number = recipe.seed, blocks, lesson_rows(lesson) // BLOCK
+        self.labelled, self.exclude = lesson.target == "label", exclude
         self.mean, self.spread = torch.from_numpy(mean).to(device), torch.from_numpy(spread).to(device)
         self.simulator = Simulator(get_scenario(recipe.scenario), mag=recipe.mag)
         _, self.preparation = torch_simulator(recipe.scenario, recipe.mag, device)
+        self.keep = 8 * PIXELS * BLOCK * self.number < CACHE_BYTES
+        self.kept: dict[int, Batch] = {}
 
     def draw(self, seed: tuple[int, ...]) -> Batch:
         """Draw some of the teacher's blocks."""
-        parts = []
-        for block in np.random.default_rng(seed).integers(0, self.number, self.blocks).tolist():
-            spectra = draw_block(self.simulator, self.seed, block)
-            error = np.where(spectra.bad, np.float32(np.inf), spectra.error)
-            rows = slice(block * BLOCK, (block + 1) * BLOCK)
-            seen = (torch.from_numpy(array).to(self.mean.device) for array in (spectra.flux, error))
-            parts.append(Batch(self.preparation(*seen).network, self.mean[rows], self.spread[rows]))
-        inputs = Normalised(*(torch.cat(c) for c in zip(*(p.inputs for p in parts), strict=True)))
-        return Batch(inputs, torch.cat([p.target for p in parts]), torch.cat([p.spread for p in parts]))
+        chosen = np.random.default_rng(seed).integers(0, self.number, self.blocks).tolist()
+        return joined([self.block(number) for number in chosen])
+
+    def block(self, number: int) -> Batch:
+        """Prepare one block of 128 rows, or take it from memory."""
+        if number in self.kept:
+            return self.kept[number]
+        spectra = draw_block(self.simulator, self.seed, number)
+        error = np.where(spectra.bad, np.float32(np.inf), spectra.error)
+        device = self.mean.device
+        inputs = self.preparation(*(torch.from_numpy(array).to(device) for array in (spectra.flux, error))).network
+        rows = slice(number * BLOCK, (number + 1) * BLOCK)
+        target, spread = self.mean[rows], self.spread[rows]
+        if self.labelled:
+            truth = (spectra.labels - LABEL_BOX.center) / LABEL_BOX.sd
+            target, spread = torch.from_numpy(truth.astype(np.float32)).to(device), torch.zeros_like(spread)
+        weight = weight_outside(torch.from_numpy(spectra.labels).to(device), self.exclude)
+        batch = Batch(inputs, target, spread, weight)
+        if self.keep:
+            self.kept[number] = batch
+        return batch
+
+
+def lesson_rows(lesson: Lesson) -> int:
+    """Rows that a lesson uses.
+
+    Raises
+    ------
+    SpecVitError
+        If its file cannot be read or does not have them, or its target is unknown.
+    """
+    recipe, _, _ = read_teacher(Path(lesson.file))
+    if lesson.target not in ("posterior", "label"):
+        raise SpecVitError(f"a lesson has no target '{lesson.target}'; choose posterior or label")
+    if lesson.rows % BLOCK or not 0 <= lesson.rows <= recipe.n:
+        raise SpecVitError(f"{lesson.rows} rows of {lesson.file}: take a multiple of {BLOCK} up to {recipe.n}, or 0")
+    return lesson.rows or recipe.n
 
 
 def torch_simulator(scenario: str, mag: tuple[float, float], device: torch.device) -> tuple[Simulator, Preparation]:

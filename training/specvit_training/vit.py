@@ -1,136 +1,30 @@
-"""The Vision Transformer, in one file.
+"""The Vision Transformer: layers on tokens (see `tokens`) of a shape (see `shape`).
 
-References: Dosovitskiy et al. 2021 (ViT); Xiong et al. 2020 (pre-norm); the SpecViT study (C1D tokeniser, p16_h256).
-
-A spectrum is not an image: each wavelength has its own meaning and its noise is known. *Information tokens* are
-whitened residuals times relative information,
-
-    t_p = E_p . [(f_i - m_i) / s0_i * q_i],   q_i = (s0_i / s_i)^2 / R * R / (1 + R),
-
-with m the mean template, s the error, s0 a fixed reference error and R the spectrum's mean information relative to
-the reference. Pixels without information (s = inf) vanish by themselves. E_p is not shared between patches and
-starts from the emulator's whitened basis, so that the sum of all tokens starts as the linear sufficient statistic.
+References: Dosovitskiy et al. 2021 (ViT); Xiong et al. 2020 (pre-norm); the SpecViT study (C1D tokeniser, p16_h256);
+Su et al. 2021 (rotary positions); Shazeer et al. 2017 (gated experts).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-PIXELS = 4096
+from specvit_deploy.grid import PFS_MR
+from specvit_training.shape import CONFIGS, PIXELS, ViTConfig, named_shape
+from specvit_training.tokens import ConvTokens, InformationTokens, Normalised, WindowTokens
+
+__all__ = ["CONFIGS", "LOG_SPREAD", "PIXELS", "SCENARIO_NAMES", "InformationTokens", "Normalised", "ViT", "ViTConfig",
+           "attention", "named_shape", "parameter_count"]  # fmt: skip
+
 SCENARIO_NAMES = ("study", "survey")
 """Scenarios that one network serves; an exported graph holds one of them as a constant."""
 LOG_SPREAD = (-7.0, 3.0)
 """Range of the log spread, box units."""
-
-
-@dataclass(frozen=True)
-class ViTConfig:
-    """Shape of the network.
-
-    Parameters
-    ----------
-    tokens : str
-        "information" (module docstring) or "conv" (the study's C1D: one shared linear map of the residual flux).
-    patch, dim, depth, heads, mlp : int
-        Pixels of a token, width, layers, attention heads, width of the hidden layer of each MLP.
-    outputs : int
-        5 labels and 5 log spreads; 1 for the study's log g-only head.
-    dropout : float
-        On the embedded tokens and in both branches of a layer, while training.
-    context : bool
-        Whether all tokens are told the spectrum's S/N and the scenario (nuisances) to marginalise over.
-    pool : str
-        "cls", or "cls+mean" (CLS beside the mean of all other tokens).
-    look : bool
-        Whether the likelihood around the estimate corrects it (`second_look`).
-    """
-
-    tokens: str
-    patch: int
-    dim: int
-    depth: int
-    heads: int
-    mlp: int
-    outputs: int = 10
-    dropout: float = 0.0
-    context: bool = True
-    pool: str = "cls"
-    look: bool = False
-
-
-CONFIGS = {
-    "testing": ViTConfig("information", patch=256, dim=32, depth=1, heads=2, mlp=64, pool="cls+mean"),
-    "small": ViTConfig("information", patch=64, dim=96, depth=3, heads=4, mlp=384, pool="cls+mean"),
-    "p16_h256_L6": ViTConfig("conv", patch=16, dim=256, depth=6, heads=8, mlp=1024, dropout=0.1),
-    "p16_h256_L12": ViTConfig("conv", patch=16, dim=256, depth=12, heads=8, mlp=1024, dropout=0.1),
-    "p16_h512_L8": ViTConfig("conv", patch=16, dim=512, depth=8, heads=16, mlp=2048, dropout=0.1),
-    "p16_h256_L6_logg": ViTConfig(
-        "conv", patch=16, dim=256, depth=6, heads=8, mlp=1024, dropout=0.1, outputs=1, context=False
-    ),
-}
-
-
-class Normalised(NamedTuple):
-    """A batch as the network sees it; rows are spectra.
-
-    residual : (B, n) flux over amplitude, minus the mean template; 0 at bad pixels.
-    information : (B, n) (s0 / s)^2, the pixel's information relative to the reference error; 0 at bad pixels.
-    log_snr : (B, 1) log10 of the rms S/N per good pixel.
-    scenario : (B,) int64, row of `SCENARIO_NAMES`.
-    """
-
-    residual: Tensor
-    information: Tensor
-    log_snr: Tensor
-    scenario: Tensor
-
-
-class InformationTokens(nn.Module):
-    """Patch embedding of whitened residuals, not shared between patches."""
-
-    def __init__(self, config: ViTConfig, reference_error: Tensor, projection: Tensor) -> None:
-        """Start from `projection` (K, n), rows of L^-1 B W0 times `reference_error` (n,)."""
-        super().__init__()
-        self.patches = PIXELS // config.patch
-        self.register_buffer("inverse_error", 1.0 / reference_error)
-        weight = 0.02 * torch.randn(self.patches, config.patch + 1, config.dim)
-        k = min(len(projection), config.dim - config.dim // 8)  # the rest are spare dimensions
-        start = projection[:k].reshape(k, self.patches, config.patch).permute(1, 2, 0)
-        weight[:, :-1, :k] = math.sqrt(self.patches) * start  # tokens of order one
-        self.weight = nn.Parameter(weight)
-        self.dim = config.dim
-
-    inverse_error: Tensor
-
-    def forward(self, x: Normalised) -> Tensor:
-        """Tokens (B, T, dim)."""
-        level = x.information.mean(1, keepdim=True)
-        share = x.information / (1.0 + level)  # (s0/s)^2 / R times the shrinkage R / (1 + R)
-        whitened = (x.residual * self.inverse_error * share).clamp(-1e3, 1e3)
-        whitened = whitened.reshape(-1, self.patches, PIXELS // self.patches)
-        known = share.reshape(whitened.shape).mean(2, keepdim=True).clamp(max=1e2)
-        tokens: Tensor = torch.cat([whitened, known], 2).transpose(0, 1) @ self.weight  # (T, B, dim)
-        return tokens.transpose(0, 1)
-
-
-class ConvTokens(nn.Module):
-    """The study's C1D tokeniser: one linear map for all patches."""
-
-    def __init__(self, config: ViTConfig) -> None:
-        super().__init__()
-        self.patch = config.patch
-        self.linear = nn.Linear(config.patch, config.dim)
-
-    def forward(self, x: Normalised) -> Tensor:
-        """Tokens (B, T, dim)."""
-        tokens: Tensor = self.linear(x.residual.reshape(-1, PIXELS // self.patch, self.patch))
-        return tokens
+CHOSEN = 2
+"""Experts that see a token."""
 
 
 class Layer(nn.Module):
@@ -139,18 +33,35 @@ class Layer(nn.Module):
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         d = config.dim
-        self.heads = config.heads
+        self.heads, self.experts = config.heads, config.experts
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
-        self.up, self.down = nn.Linear(d, config.mlp), nn.Linear(config.mlp, d)
+        hidden = max(1, config.experts) * config.mlp
+        self.up, self.down = nn.Linear(d, hidden), nn.Linear(hidden, d)
+        if config.experts:
+            self.gate = nn.Linear(d, config.experts)
         self.dropout = nn.Dropout(config.dropout)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, T, d) -> (B, T, d)."""
+    def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
+        """(B, T, d) -> (B, T, d); `rotation` (2, T, d) holds cosine and sine of rotary positions."""
         q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        if rotation is not None:
+            q, k = rotate(q, rotation), rotate(k, rotation)
         x = x + self.dropout(self.proj(attention(q, k, v, self.heads)))
-        x = x + self.dropout(self.down(F.gelu(self.up(self.norm2(x)))))
+        x = x + self.dropout(self.mlp(self.norm2(x)))
         return x
+
+    def mlp(self, x: Tensor) -> Tensor:
+        """MLP of (B, T, d), or the gated sum of two experts; all are computed, so that no shape depends on data."""
+        hidden = F.gelu(self.up(x))
+        if self.experts:
+            logits = self.gate(x)
+            least = logits.topk(CHOSEN, dim=-1).values[..., -1:]
+            gates = torch.where(logits >= least, logits, -torch.inf).softmax(-1)
+            hidden = hidden.reshape(*gates.shape, -1) * gates[..., None]  # (B, T, experts, mlp)
+            hidden = hidden.flatten(-2)
+        out: Tensor = self.down(hidden)
+        return out
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
@@ -161,6 +72,47 @@ def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
         return out
     q, k, v = (y.reshape(*y.shape[:2], heads, -1).transpose(1, 2) for y in (q, k, v))
     return F.scaled_dot_product_attention(q, k, v, scale=scale).transpose(1, 2).flatten(2)
+
+
+def rotate(x: Tensor, rotation: Tensor) -> Tensor:
+    """Turn each pair of neighbouring numbers of (B, T, d) by its angle; `rotation` (2, T, d) is cosine and sine."""
+    even, odd = x.reshape(*x.shape[:-1], -1, 2).unbind(-1)
+    turned = torch.stack([-odd, even], -1).flatten(-2)
+    return x * rotation[0] + turned * rotation[1]
+
+
+def rotary(config: ViTConfig) -> Tensor:
+    """Cosine and sine (2, 1 + T, d) of rotary positions; CLS, the first, is not turned."""
+    pairs = config.dim // config.heads // 2
+    frequency = 10_000.0 ** (-torch.arange(pairs) / pairs)
+    position = torch.arange(config.patches + 1)  # tokens from 1, so that CLS keeps angle 0
+    angle = (position[:, None] * frequency).repeat_interleave(2, 1).repeat(1, config.heads)
+    return torch.stack([angle.cos(), angle.sin()])
+
+
+def waves(position: Tensor, frequency: Tensor) -> Tensor:
+    """Sines and cosines (T, 2 F) of position (T,) times frequency (F,)."""
+    angle = position[:, None] * frequency
+    return torch.cat([angle.sin(), angle.cos()], 1)
+
+
+def sinusoidal(config: ViTConfig) -> Tensor:
+    """Fixed positions (1, 1 + T, d) of Vaswani et al. 2017, CLS at 0."""
+    half = config.dim // 2
+    return waves(torch.arange(config.patches + 1.0), 10_000.0 ** (-torch.arange(half) / half))[None]
+
+
+def wavelength_features(config: ViTConfig) -> Tensor:
+    """Sines and cosines (1, T, d) of ln wavelength at the centres of the tokens.
+
+    Frequencies rise geometrically from one cycle over the arm to one over two tokens.
+    """
+    centre = config.step * torch.arange(config.patches) + (config.patch - 1) / 2
+    wave = torch.as_tensor(PFS_MR.wave, dtype=torch.float64).log()
+    middle = (wave[centre.floor().long()] + wave[centre.ceil().long()]) / 2
+    half = config.dim // 2
+    cycles = max(config.patches / 2, 1.0) ** (torch.arange(half) / max(half - 1, 1))
+    return waves((middle - wave[0]) / (wave[-1] - wave[0]), 2 * math.pi * cycles)[None].float()
 
 
 class ViT(nn.Module):
@@ -184,35 +136,54 @@ class ViT(nn.Module):
         if config.tokens == "information":
             self.tokens = InformationTokens(config, reference_error, projection)
             # correction to a small regressor on the sufficient statistic (sum of tokens)
-            self.statistic = nn.Sequential(nn.Linear(d + 1, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
+            self.statistic = nn.Sequential(nn.Linear(d + config.context, 2 * d), nn.GELU(), nn.Linear(2 * d, d))
         else:
-            self.tokens = ConvTokens(config)
+            self.tokens = (ConvTokens if config.tokens == "conv" else WindowTokens)(config, reference_error)
         if config.context:
             self.snr = nn.Sequential(nn.Linear(1, d), nn.GELU(), nn.Linear(d, d))
             self.scenario = nn.Embedding(len(SCENARIO_NAMES), d)
         self.cls = nn.Parameter(0.02 * torch.randn(1, 1, d))
-        self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + PIXELS // config.patch, d))
+        if config.positions == "learned":
+            self.positions = nn.Parameter(0.02 * torch.randn(1, 1 + config.patches, d))
+        elif config.positions == "wavelength":
+            self.wavelength = nn.Linear(d, d)
+        fixed = {"sinusoidal": sinusoidal, "rope": rotary, "wavelength": wavelength_features}.get(config.positions)
+        self.register_buffer("fixed", fixed(config) if fixed else None, persistent=False)
         self.dropout = nn.Dropout(config.dropout)
         self.layers = nn.ModuleList(Layer(config) for _ in range(config.depth))
         self.norm = nn.LayerNorm(d)
-        self.head = nn.Linear(d * (1 + (config.pool == "cls+mean")), config.outputs)
+        self.head = nn.Linear(d * len(config.pool.split("+")), config.outputs)
+
+    fixed: Tensor
+
+    def embed(self, x: Normalised) -> Tensor:
+        """CLS and tokens (B, 1 + T, d) at their positions."""
+        tokens: Tensor = self.tokens(x)  # (B, T, d)
+        cls = self.cls.expand(tokens.shape[0], -1, -1)
+        if self.config.tokens == "information":
+            total = (tokens.sum(1) / math.sqrt(tokens.shape[1])).clamp(-50.0, 50.0)
+            told = [total, x.log_snr] if self.config.context else [total]
+            cls = cls + self.statistic(torch.cat(told, 1))[:, None]
+        if self.config.positions == "wavelength":
+            tokens = tokens + self.wavelength(self.fixed)
+        tokens = torch.cat([cls, tokens], 1)
+        if self.config.positions == "learned":
+            tokens = tokens + self.positions
+        elif self.config.positions == "sinusoidal":
+            tokens = tokens + self.fixed
+        if self.config.context:
+            tokens = tokens + (self.snr(x.log_snr) + self.scenario(x.scenario))[:, None]
+        return tokens
 
     def features(self, x: Normalised) -> Tensor:
         """Pooled features (B, d) or (B, 2 d) that the head sees."""
-        tokens = self.tokens(x)  # (B, T, d)
-        cls = self.cls.expand(tokens.shape[0], -1, -1)
-        if self.config.tokens == "information":
-            total = tokens.sum(1) / math.sqrt(tokens.shape[1])
-            cls = cls + self.statistic(torch.cat([total.clamp(-50.0, 50.0), x.log_snr], 1))[:, None]
-        tokens = torch.cat([cls, tokens], 1) + self.positions  # (B, 1 + T, d)
-        if self.config.context:
-            tokens = tokens + (self.snr(x.log_snr) + self.scenario(x.scenario))[:, None]
-        tokens = self.dropout(tokens)
+        tokens = self.dropout(self.embed(x))
+        rotation = self.fixed if self.config.positions == "rope" else None
         for layer in self.layers:
-            tokens = layer(tokens)
+            tokens = layer(tokens, rotation)
         tokens = self.norm(tokens)
-        pooled = [tokens[:, 0]] if self.config.pool == "cls" else [tokens[:, 0], tokens[:, 1:].mean(1)]
-        return torch.cat(pooled, 1)
+        pooled = {"cls": tokens[:, 0], "mean": tokens[:, 1:].mean(1)}
+        return torch.cat([pooled[name] for name in self.config.pool.split("+")], 1)
 
     def forward(self, x: Normalised) -> Tensor:
         """Head outputs (B, outputs): labels in box units, then log spreads in box units."""

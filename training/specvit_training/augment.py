@@ -1,0 +1,71 @@
+"""Damage that training spectra get beyond their scenario: more masked pixels, and cosmic-ray hits nobody masked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from specvit_deploy.errors import SpecVitError
+from specvit_deploy.simulator import RUN, Draws
+
+HIT_SIGMA = (5.0, 50.0)
+"""Height of a hit in units of the error of its pixel."""
+HIT_WIDTH = 3
+"""A hit covers 1 to this many pixels."""
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How much damage, and to what share of the spectra.
+
+    Parameters
+    ----------
+    masked_max, masked_share : float
+        `masked_share` of the spectra lose up to a fraction `masked_max` of their pixels (uniform), half of them alone
+        and half in runs, as in the simulator.
+    hits_max, hits_share : int, float
+        `hits_share` of the spectra get 1 to `hits_max` positive spikes of 5 to 50 sigma on 1 to 3 pixels.
+
+    Raises
+    ------
+    SpecVitError
+        For shares outside 0 to 1.
+    """
+
+    masked_max: float = 0.0
+    masked_share: float = 0.0
+    hits_max: int = 0
+    hits_share: float = 0.0
+
+    def __post_init__(self) -> None:
+        shares = (self.masked_max, self.masked_share, self.hits_share)
+        if not all(0 <= share <= 1 for share in shares) or self.hits_max < 0 or self.hits_max != int(self.hits_max):
+            raise SpecVitError("masked_max, masked_share and hits_share of [augment] lie in 0 to 1, hits_max counts")
+
+
+def damage(flux: Tensor, error: Tensor, settings: Augment, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Flux and error (B, n) with the damage done: hits raise the flux alone, masked pixels get infinite error."""
+    rows, pixels = flux.shape
+    if settings.hits_max and settings.hits_share:
+        hits = settings.hits_max
+        number = (1 + torch.floor(hits * draws.uniform(rows, 1))) * (draws.uniform(rows, 1) < settings.hits_share)
+        low, high = HIT_SIGMA
+        height = low + (high - low) * draws.uniform(rows, hits)
+        height = height * (torch.arange(hits, device=flux.device) < number)
+        first = torch.floor((pixels - HIT_WIDTH + 1) * draws.uniform(rows, hits)).long()
+        width = 1 + torch.floor(HIT_WIDTH * draws.uniform(rows, hits))
+        sigma = torch.where(torch.isfinite(error), error, 0.0)
+        for offset in range(HIT_WIDTH):
+            amount = height * (offset < width) * sigma.gather(1, first + offset)
+            flux = flux.scatter_add(1, first + offset, amount)
+    if settings.masked_max and settings.masked_share:
+        share = settings.masked_max * draws.uniform(rows, 1) * (draws.uniform(rows, 1) < settings.masked_share)
+        u = draws.uniform(rows, pixels)
+        starts = (u < share / 2 / RUN).cumsum(1)
+        bad = u > 1.0 - share / 2
+        bad[:, :RUN] |= starts[:, :RUN] > 0
+        bad[:, RUN:] |= starts[:, RUN:] > starts[:, :-RUN]
+        error = torch.where(bad, torch.inf, error)
+    return flux, error
