@@ -28,6 +28,7 @@ class Optional:
 
 OPTIONAL = {
     "train": Optional("specvit_training.commands:train", "train", "Train a network on endless simulated spectra."),
+    "ablation": Optional("specvit_training.commands:ablation", "train", "Train several networks on the same spectra."),
     "teach": Optional("specvit_training.commands:teach", "train", "Sample the exact posterior as a teacher."),
     "evaluate": Optional(
         "specvit_training.commands:evaluate",
@@ -46,6 +47,7 @@ OPTIONAL = {
         "Say what no estimator can beat, star by star and over a set.",
     ),
     "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
+    "figure": Optional("specvit_training.figure_commands:figure", "train", "Draw the figures of the report."),
     "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
 }
 DEMO_ROWS = 500

@@ -16,6 +16,7 @@ from specvit_deploy.cli import progress
 from specvit_deploy.errors import SpecVitError
 
 PathOption = click.Path(path_type=Path)
+MODELS = ("vit", "lightgbm", "ridge", "gls-mlp", "template")
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
@@ -25,25 +26,36 @@ def write_json(path: Path, content: dict[str, Any]) -> None:
 
 
 @click.command()
-@click.argument("config", type=PathOption)
+@click.argument("config", type=PathOption, required=False)
+@click.option("--model", type=click.Choice(MODELS), help="Train the shipped configuration of this model.")
 @click.option("-o", "--output", type=PathOption, help="Folder of the run.  [default: runs/NAME]")
 @click.option("--time-budget", help="End the schedule after this long, e.g. 90m, 2h.")
-@click.option("--steps", type=click.IntRange(1), help="Number of optimiser steps.")
+@click.option("--steps", type=click.IntRange(1), help="Number of batches.")
 @click.option("--threads", type=click.IntRange(1), help="Torch threads.")
 @click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
 def train(
-    config: Path,
+    config: Path | None,
+    model: str | None,
     output: Path | None,
     time_budget: str | None,
     steps: int | None,
     threads: int | None,
     restart: bool,
 ) -> None:
-    """Train as CONFIG (TOML) says: a network, which goes on where it was stopped, or a baseline (ridge, lightgbm)."""
+    """Train as CONFIG (TOML) says: a network, which goes on where it was stopped, or a baseline (ridge, lightgbm).
+
+    Without CONFIG, --model takes that model's shipped configuration.
+    """
+    if (config is None) == (model is None):
+        raise click.UsageError("give CONFIG or --model, one of the two")
+    if model == "template":
+        click.echo("the template fit needs no training; next: specvit-deploy evaluate template")
+        return
     from specvit_training.baselines import read_baseline, train_baseline
-    from specvit_training.fit import read_config
+    from specvit_training.configuration import read_config, shipped
     from specvit_training.fit import train as run
 
+    config = config or shipped(model or "")
     if baseline := read_baseline(config):
         if time_budget or steps:
             raise click.UsageError("a baseline ends by itself: leave --time-budget and --steps out")
@@ -57,6 +69,27 @@ def train(
     settings = replace(settings, steps=steps or settings.steps, threads=threads or settings.threads)
     path = run(settings, output or Path("runs") / config.stem, resume=not restart, log=click.echo)
     click.echo(f"wrote {path}; next: specvit-deploy export {path}")
+
+
+@click.command()
+@click.argument("configs", nargs=-1, required=True, type=PathOption)
+@click.option(
+    "-o", "--output", type=PathOption, default=Path("runs/ablation"), show_default=True, help="Folder of all runs."
+)
+@click.option("--steps", type=click.IntRange(1), help="Number of batches.")
+@click.option("--threads", type=click.IntRange(1), help="Torch threads.")
+@click.option("--restart", is_flag=True, help="Begin anew instead of resuming.")
+def ablation(configs: tuple[Path, ...], output: Path, steps: int | None, threads: int | None, restart: bool) -> None:
+    """Train all CONFIGS (TOML) side by side on the same batches, each into OUTPUT/NAME; a stopped run goes on."""
+    from specvit_training.ablation import train_side_by_side
+    from specvit_training.configuration import read_config
+
+    rows = {path.stem: read_config(path) for path in configs}
+    if len(rows) < len(configs):
+        raise click.UsageError("two configurations have one name; their runs would share a folder")
+    rows = {k: replace(v, steps=steps or v.steps, threads=threads or v.threads) for k, v in rows.items()}
+    paths = train_side_by_side(rows, output, resume=not restart, log=click.echo)
+    click.echo(f"wrote {len(paths)} checkpoints; next: specvit-deploy evaluate {output}/*/checkpoint.safetensors")
 
 
 def seconds(text: str) -> float:

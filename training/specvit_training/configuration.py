@@ -15,6 +15,8 @@ from specvit_training.shape import CONFIGS, named_shape
 from specvit_training.stream import NO_DAMAGE, Lesson, Region, Share
 
 LOSSES = ("nll", "mse", "l1")
+SHIPPED = {"vit": "small"}
+"""Shipped configuration of a kind of model, where it has another name."""
 
 
 @dataclass(frozen=True)
@@ -150,6 +152,20 @@ def _read_table(path: Path, depth: int = 0) -> dict[str, Any]:
     base = _read_table(path.parent / like, depth + 1)
     merged = {name: {**base.get(name, {}), **table.get(name, {})} for name in ("shape", "augment")}
     return {**base, **table, **{name: value for name, value in merged.items() if value}}
+
+
+def shipped(model: str) -> Path:
+    """File of the shipped configuration of "vit", "gls-mlp", "ridge" or "lightgbm".
+
+    Raises
+    ------
+    SpecVitError
+        If there is none: configurations come with a checkout, not with the wheel.
+    """
+    path = Path(__file__).parents[1] / "configs" / f"{SHIPPED.get(model, model)}.toml"
+    if not path.exists():
+        raise SpecVitError(f"{path} is missing: configurations come with a checkout; there, name a file as CONFIG")
+    return path
 
 
 def config_from_dict(table: dict[str, Any]) -> TrainConfig:

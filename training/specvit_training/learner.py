@@ -131,6 +131,11 @@ class Learner:
         fit_second_look(look, iter(stream), config.look_spectra, config.look_epochs, loss, config.seed, log)
         self.looked = True
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done, and the second look too if there is one."""
+        return self.steps >= self.config.steps and (self.looked or self.trained is self.network)
+
     def judged(self) -> nn.Module:
         """The averaged network, without a second look that is not fitted yet."""
         return self.average.module if self.looked else _without_look(self.average.module)
