@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from specvit_training.shape import PIXELS, ViTConfig
 
-STEM_WIDTH = 16
+STEM_WIDTH = 8
 """Channels of the stem."""
 KERNEL = 9
 """Pixels of its depth-wise convolution."""
