@@ -126,7 +126,14 @@ class Learner:
 
         # batches beyond the last of the run: the network has not seen them
         stream = Stream(
-            config.shares, config.batch, config.seed, config.steps, self.device, (), config.augment, config.exclude
+            config.shares,
+            config.batch,
+            config.seed,
+            config.steps,
+            self.device,
+            config.lessons,
+            config.augment,
+            config.exclude,
         )
         fit_second_look(look, iter(stream), config.look_spectra, config.look_epochs, loss, config.seed, log)
         self.looked = True
