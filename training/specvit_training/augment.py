@@ -62,9 +62,10 @@ def damage(flux: Tensor, error: Tensor, settings: Augment, draws: Draws) -> tupl
             flux = flux.scatter_add(1, first + offset, amount)
     if settings.masked_max and settings.masked_share:
         share = settings.masked_max * draws.uniform(rows, 1) * (draws.uniform(rows, 1) < settings.masked_share)
+        left = (1.0 - share).sqrt()  # of the pixels by either way of masking: together they leave 1 - share
         u = draws.uniform(rows, pixels)
-        starts = (u < share / 2 / RUN).cumsum(1)
-        bad = u > 1.0 - share / 2
+        starts = (u < 1.0 - left ** (1.0 / RUN)).cumsum(1)
+        bad = u > left
         bad[:, :RUN] |= starts[:, :RUN] > 0
         bad[:, RUN:] |= starts[:, RUN:] > starts[:, :-RUN]
         error = torch.where(bad, torch.inf, error)
