@@ -15,9 +15,10 @@ import torch
 from safetensors.torch import save
 from specvit_training.calibrate import calibrate, calibration_recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
+from specvit_training.contestants import checkpoint_cost
 from specvit_training.estimator import Estimator
 from specvit_training.evaluate import score_estimator
-from specvit_training.vit import CONFIGS, parameter_count
+from specvit_training.vit import CONFIGS, named_shape
 
 from specvit_deploy import __version__
 from specvit_deploy.bundle import FORMAT, MANIFEST, file_sha256
@@ -69,11 +70,15 @@ def export_bundle(
     model = header["config"]["model"]
     if model not in CONFIGS or CONFIGS[model].outputs != 10:
         raise SpecVitError(f"{model} has no graph with labels and spreads; export one of {', '.join(CONFIGS)}")
-    estimator = Estimator(CONFIGS[model], default_emulator(), default_noise_model(), get_scenario(scenario))
+    shape = named_shape(model, header["config"].get("shape"))
+    if shape.look and not header.get("looked"):
+        raise SpecVitError(f"{checkpoint} has no second look yet: its training has not ended; run 'train' again")
+    estimator = Estimator(shape, default_emulator(), default_noise_model(), get_scenario(scenario))
     estimator.vit.load_state_dict(subtree(tensors, "ema"))
     recipe = calibration_recipe(scenario, spectra)
     log(f"calibrate  on {spectra} {scenario} spectra")
     domain, calibration = calibrate(estimator, recipe)
+    cost = checkpoint_cost(header, estimator.vit)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         (temporary / "graphs").mkdir(parents=True)
@@ -111,9 +116,10 @@ def export_bundle(
             "training": {
                 "config": header["config"],
                 "steps": header["step"],
-                "minutes": round(header["elapsed_s"] / 60, 1),
-                "spectra": header["step"] * header["config"]["batch"],
-                "parameters": parameter_count(estimator.vit),
+                "minutes": cost.training_minutes,
+                "spectra": cost.spectra_seen,
+                "parameters": cost.parameters,
+                "gflop": cost.gflop,
             },
             "emulator": default_emulator().meta,
             "metrics": [score_estimator(estimator, test_recipe(name, tests)) for name in ("study", "survey")],
@@ -128,6 +134,5 @@ def export_bundle(
 
 
 def own_tensors(estimator: Estimator) -> dict[str, torch.Tensor]:
-    """What training and calibration made: the state of the estimator without its emulator, which has its own file."""
-    state = estimator.state_dict()
-    return {k: v.contiguous() for k, v in state.items() if not k.startswith("limits.emulator.")}
+    """What training and calibration made: the state of the estimator; its emulator has its own file."""
+    return {k: v.contiguous() for k, v in estimator.state_dict().items()}

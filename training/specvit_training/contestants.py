@@ -196,6 +196,7 @@ def checkpoint_cost(header: dict[str, Any], network: nn.Module) -> Cost:
 def _effort(header: dict[str, Any]) -> tuple[int | None, float | None]:
     """Spectra seen and minutes of a run and of those it started from; None if one of these cannot be read."""
     seen, minutes = header["step"] * header["config"]["batch"], _minutes(header)
+    seen += header["config"]["look_spectra"] if header.get("looked") else 0
     if start := header["config"].get("start"):
         try:
             before, earlier = _effort(load_checkpoint(Path(start))[1])
