@@ -12,6 +12,9 @@ from specvit_deploy.errors import SpecVitError
 from specvit_training.figures.paper import COLOURS, sheet
 from specvit_training.figures.reports import Report, choose, title_of
 
+LINEAR = 0.02
+"""Differences beyond five times this are drawn on an axis that is linear to here and logarithmic beyond."""
+
 
 def seeds_of(base: str, models: Sequence[Report]) -> list[Report]:
     """Models named BASE-seed2, BASE-seed3, ...: the base from another start."""
@@ -70,8 +73,21 @@ def draw_ablation(accuracy: Report, models: Sequence[str] = ()) -> Figure:
     axes.axvline(0.0, color="black", lw=1.0, label=f"{base['name']}: R² {value:.3f} ({low:.3f} to {high:.3f})")
     axes.set_yticks(places, names, fontsize=9)
     axes.set_ylim(place - 0.6, -0.8)
-    axes.set_xlabel(f"R² of log g minus that of {base['name']}, same spectra")
+    scale = ""
+    if np.abs([model["r2_minus_first"] for model in rest]).max() > 5 * LINEAR:
+        axes.set_xscale("symlog", linthresh=LINEAR, linscale=1.5)
+        ticks = [t for t in (-0.5, -0.2, -0.1, -0.05, -0.02, -0.01, 0, 0.01, 0.02, 0.05, 0.1) if _near(t, rest)]
+        axes.set_xticks(ticks, [f"{t:+g}" if t else "0" for t in ticks])
+        axes.minorticks_off()
+        scale = f"\n(linear to ±{LINEAR:g}, logarithmic beyond)"
+    axes.set_xlabel(f"R² of log g minus that of {base['name']}, same spectra{scale}")
     axes.set_title(title_of(accuracy["test_set"]), fontsize=9)
     axes.grid(alpha=0.3, axis="x")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2, fontsize=8)
     return figure
+
+
+def _near(tick: float, models: Sequence[Report]) -> bool:
+    """Whether a tick lies where there are points, or little beyond."""
+    values = [model["r2_minus_first"][0] for model in models]
+    return bool(min(*values, 0.0) * 1.5 - 0.011 <= tick <= max(*values, 0.0) * 1.5 + 0.011)

@@ -69,7 +69,8 @@ def _draw_panel(axes: Axes, key: str, models: Sequence[Report], shown: dict[str,
         value, bars = with_bars([model["overall"]["r2"]])
         axes.errorbar([model[key]], value, bars, ls="none", ms=6, capsize=2, label=model["name"], **look(number))
     front = pareto([(model[key], model["overall"]["r2"][0]) for model in models])
-    axes.step(*zip(*front, strict=True), where="post", color="0.5", lw=1.0, zorder=1, label="best for its cost")
+    reach = [*front, (max(model[key] for model in models), front[-1][1])]
+    axes.step(*zip(*reach, strict=True), where="post", color="0.5", lw=1.0, zorder=1, label="best for its cost")
     axes.set_xscale("log")
     axes.set_xlabel(COSTS[key], fontsize=9)
     axes.grid(alpha=0.3)

@@ -63,7 +63,7 @@ def facts(model: str) -> dict[str, Any]:
     network = build_network(model)
     return {
         "tokens": shape.patches, "dim": shape.dim, "depth": shape.depth, "heads": shape.heads, "patch": shape.patch,
-        "kind": shape.tokens, "look": shape.look, "parameters": parameter_count(network),
+        "kind": shape.tokens, "look": shape.look, "context": shape.context, "parameters": parameter_count(network),
         "gflop": forward_gflop(network), "components": emulator.basis.shape[0],
         "hidden": emulator.w1.shape[1], "fisher": len(LABELS) + 3, "cells": (len(SNR_NODES), len(LOG_G_NODES)),
         "classes": len(CLASS_EDGES) + 1,
@@ -72,7 +72,7 @@ def facts(model: str) -> dict[str, Any]:
 
 def boxes(f: dict[str, Any]) -> dict[str, Box]:
     """Steps by name."""
-    last = "head: 5 labels, 5 spreads"
+    told = ";\ntold S/N and scenario" if f["context"] else ""
     found = {
         "labels": Box(0, 0, "simulation", "labels", "T_eff, log g, [M/H],\n[α/M], [C/M]"),
         "emulator": Box(1, 0, "simulation", "emulator", f"5 labels → {f['hidden']} → {f['hidden']}\n"
@@ -82,9 +82,9 @@ def boxes(f: dict[str, Any]) -> dict[str, Box]:
         "exact": Box(4, 0, "exact", "exact posterior", "importance sampling\nof all labels"),
         "prepare": Box(0, 1, "graph", "preparation", "mask, scale, amplitude;\nresidual, information"),
         "tokens": Box(1, 1, "graph", "information tokens" if f["kind"] == "information" else f"{f['kind']} tokens",
-                      f"{f['tokens']} of {f['patch']} px,\n{f['dim']} wide"),
-        "vit": Box(2, 1, "graph", "ViT", f"{f['depth']} layers, {f['heads']} heads;\ntold S/N and scenario"),
-        "first": Box(3, 1, "graph", "first estimate" if f["look"] else "estimate", last),
+                      f"{f['tokens']} tokens of {f['patch']} px,\n{f['dim']} wide"),
+        "vit": Box(2, 1, "graph", "ViT", f"{f['depth']} layers, {f['heads']} heads{told}"),
+        "first": Box(3, 1, "graph", "first estimate" if f["look"] else "estimate", "head: 5 labels, 5 spreads"),
         "final": Box(2, 2, "graph", "labels, σ", f"{f['parameters']:,} parameters,\n{f['gflop']:.3g} GFLOP so far"),
         "calibration": Box(3, 2, "graph", "calibration", f"{f['cells'][0]} × {f['cells'][1]} (S/N, log g),\n"
                            f"{f['classes']} conformal classes"),
@@ -94,7 +94,9 @@ def boxes(f: dict[str, Any]) -> dict[str, Box]:
     }  # fmt: skip
     if f["look"]:
         size = f["fisher"]
-        found["there"] = Box(0, 2, "graph", "emulator there", f"score, Fisher {size} × {size}\n(3 nuisances)")
+        found["there"] = Box(
+            0, 2, "graph", "score, Fisher", f"emulator at the estimate;\n{size} × {size} with 3 nuisances"
+        )
         found["look"] = Box(1, 2, "graph", "second look", "Gauss-Newton step,\npivots → small MLP")
     return found
 

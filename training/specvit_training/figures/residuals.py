@@ -23,6 +23,9 @@ AGAINST = {"snr": "median S/N per pixel", "log_g": "true log g (dex)"}
 REACH = 2.5
 """Residuals are drawn to this many dex."""
 BINS = 12
+"""Of equal numbers of stars, along the axis of the middle."""
+CELLS = 40
+"""Of the densities, each way."""
 LIMITS: dict[str, dict[str, Any]] = {
     "crlb": {"color": "#D55E00", "ls": "--", "label": "CRLB (unbiased estimators)"},
     "crlb_prior": {"color": "#0072B2", "ls": "-", "label": "CRLB with the label box as prior (a scale, no bound)"},
@@ -82,9 +85,16 @@ def draw_residuals(found: Predictions, against: str = "snr") -> Figure:
     return figure
 
 
+def _draw_density(axes: Axes, x: Array, y: Array, across: Array, up: Array) -> None:
+    """Stars a cell, in greys on a logarithmic scale."""
+    counts, _, _ = np.histogram2d(x, y, (across, up))
+    axes.pcolormesh(across, up, np.where(counts > 0, counts, np.nan).T, norm="log", cmap="Greys", rasterized=True)
+
+
 def _draw_parity(axes: Axes, truth: Array, estimate: Array) -> None:
     low, high = LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G]
-    axes.hexbin(truth, estimate, gridsize=30, extent=(low, high, low, high), bins="log", cmap="Greys", mincnt=1, lw=0.1)
+    edges = np.linspace(low, high, CELLS + 1)
+    _draw_density(axes, truth, estimate, edges, edges)
     axes.plot([low, high], [low, high], color="#D55E00", lw=1.0)
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
@@ -97,11 +107,8 @@ def _draw_envelopes(axes: Axes, x: Array, residual: Array, sigmas: dict[str, Arr
     logarithmic = against == "snr"
     edges = np.quantile(x, np.linspace(0, 1, BINS + 1)) * np.array([1.0] * BINS + [1 + 1e-9])
     low, high = float(edges[0]), float(edges[-1])
-    extent = (np.log10(low), np.log10(high)) if logarithmic else (low, high)
-    axes.hexbin(
-        x, residual, gridsize=30, xscale="log" if logarithmic else "linear", extent=(*extent, -REACH, REACH),
-        bins="log", cmap="Greys", mincnt=1, lw=0.1,
-    )  # fmt: skip
+    across = np.geomspace(low, high, CELLS + 1) if logarithmic else np.linspace(low, high, CELLS + 1)
+    _draw_density(axes, x, residual, across, np.linspace(-REACH, REACH, CELLS + 1))
     parts = [residual[(x >= a) & (x < b)] for a, b in pairwise(edges)]
     middle = [float(np.median(x[(x >= a) & (x < b)])) for a, b in pairwise(edges)]
     ends = np.array([np.percentile(part, [16, 84]) for part in parts])
@@ -115,6 +122,7 @@ def _draw_envelopes(axes: Axes, x: Array, residual: Array, sigmas: dict[str, Arr
     axes.set_xlim(low, high)
     axes.set_ylim(-REACH, REACH)
     if logarithmic:
+        axes.set_xscale("log")
         ticks = [t for t in (2, 3, 5, 7, 10, 20, 50, 100) if low <= t <= high]
         axes.set_xticks(ticks, [str(t) for t in ticks])
         axes.minorticks_off()

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from specvit_deploy.errors import SpecVitError
 from specvit_training.figures import published
 from specvit_training.figures.log import column
-from specvit_training.figures.paper import CEILING, COLOURS, legend_below, look, sheet
+from specvit_training.figures.paper import CEILING, legend_below, look, sheet
 from specvit_training.figures.reports import Report, ceiling_of, choose, title_of, with_bars
 
 SIZED = re.compile(r"(.+)-\d+(?:\.\d+)?[kM]?")
@@ -79,8 +79,9 @@ def draw_scaling(
         points = column(records, f"r2_{scenario}")
         if not points[0]:
             raise SpecVitError(f"the log of {name} has no R2 for scenario {scenario}; leave it out")
-        colour = COLOURS[(len(grouped) + number) % len(COLOURS)]
-        axes.plot(*points, "-", color=colour, lw=1.0, label=f"{name} while training (validation spectra)")
+        same = list(grouped).index(name) if name in grouped else len(grouped) + number
+        axes.plot(*points, "-.", color=look(same)["color"], lw=1.2,
+                  label=f"{name} while training (on validation spectra)")  # fmt: skip
     if scenario == published.SCENARIO:
         _draw_published(axes)
     if sets:
@@ -106,5 +107,6 @@ def _draw_published(axes: Axes) -> None:
     most = max(published.VIT)
     axes.annotate(
         f"published: {published.VIT[most]:.3f}\nwith 1M labels", (most, published.VIT[most]), (12, -30),
-        textcoords="offset points", fontsize=8, color="0.25", arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6},
+        textcoords="offset points", fontsize=8, color="0.25", bbox={"fc": "white", "ec": "none", "pad": 1},
+        arrowprops={"arrowstyle": "-", "color": "0.5", "lw": 0.6},
     )  # fmt: skip
