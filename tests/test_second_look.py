@@ -82,7 +82,7 @@ class Poor(torch.nn.Module):
 def test_the_fit_corrects_a_poor_network() -> None:
     look, _, _ = ready("study")
     poor = Poor()
-    look.network = poor  # type: ignore[assignment]
+    look.network = poor
     shares = (Share("study", (18.0, 20.0), 1.0),)
     noise = torch.Generator().manual_seed(1)
 

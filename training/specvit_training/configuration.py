@@ -14,6 +14,8 @@ from specvit_training.augment import Augment
 from specvit_training.shape import CONFIGS, named_shape
 from specvit_training.stream import NO_DAMAGE, Lesson, Region, Share
 
+RIVALS = ("gls-mlp", "gls-mlp-look")
+"""Models without attention: projection and perceptron, alone and with the second look."""
 LOSSES = ("nll", "mse", "l1")
 SHIPPED = {"vit": "small"}
 """Shipped configuration of a kind of model, where it has another name."""
@@ -26,7 +28,7 @@ class TrainConfig:
     Parameters
     ----------
     model : str
-        A name of `vit.CONFIGS`, or "gls-mlp".
+        A name of `vit.CONFIGS`, or one of `RIVALS`.
     shares : tuple of Share
         Mixture of scenarios and magnitudes; may be empty if there are lessons.
     steps : int
@@ -101,12 +103,12 @@ class TrainConfig:
     threads: int = 0
 
     def __post_init__(self) -> None:
-        models = [*(name for name, shape in CONFIGS.items() if shape.outputs == 10), "gls-mlp"]
+        models = [*(name for name, shape in CONFIGS.items() if shape.outputs == 10), *RIVALS]
         if self.model not in models:
             raise SpecVitError(f"no model '{self.model}' to train; choose one of {', '.join(models)}")
-        if self.model == "gls-mlp":
+        if self.model in RIVALS:
             if self.shape:
-                raise SpecVitError("gls-mlp has one shape; leave [shape] out")
+                raise SpecVitError(f"{self.model} has one shape; leave [shape] out")
         elif (shape := named_shape(self.model, self.shape)).outputs != 10:
             raise SpecVitError("training fits labels and spreads; leave outputs out of [shape]")
         elif shape.look and not (self.shares and self.look_spectra >= 1000 and self.look_epochs >= 1):

@@ -16,7 +16,7 @@ from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.noise import default_noise_model
 from specvit_training.checkpoint import load_checkpoint, save_checkpoint, subtree
-from specvit_training.configuration import TrainConfig, config_from_dict
+from specvit_training.configuration import RIVALS, TrainConfig, config_from_dict
 from specvit_training.estimator import sufficient_statistic
 from specvit_training.gls_mlp import GlsMlp
 from specvit_training.stream import Batch, Stream
@@ -27,11 +27,13 @@ def build_network(model: str, shape: Mapping[str, Any] | None = None) -> nn.Modu
     """Build an untrained network that maps `Normalised` to (B, 10): a named model, with changes to its shape."""
     statistic = sufficient_statistic(default_emulator(), default_noise_model())
     mean, error, projection = (torch.as_tensor(a, dtype=torch.float32) for a in statistic)
-    if model == "gls-mlp":
-        return GlsMlp(default_emulator(), mean, error)
-    config = named_shape(model, shape)
-    network = ViT(config, error, projection)
-    if config.look:
+    network: nn.Module
+    if model in RIVALS:
+        network, look = GlsMlp(default_emulator(), mean, error), model.endswith("look")
+    else:
+        config = named_shape(model, shape)
+        network, look = ViT(config, error, projection), config.look
+    if look:
         from specvit_training.second_look import SecondLook
 
         return SecondLook(network, default_emulator(), mean, error)

@@ -36,15 +36,15 @@ class SecondLook(nn.Module):
 
     Parameters
     ----------
-    network : ViT
-        Gives the estimate around which the likelihood is taken.
+    network : module
+        Gives the estimate around which the likelihood is taken: a ViT, or a rival to compare it with.
     emulator : Emulator
         The model of a spectrum.
     mean, reference_error : (n,) tensors
         Of the preparation, to turn the network's inputs back into flux and inverse variance.
     """
 
-    def __init__(self, network: ViT, emulator: Emulator, mean: Tensor, reference_error: Tensor) -> None:
+    def __init__(self, network: nn.Module, emulator: Emulator, mean: Tensor, reference_error: Tensor) -> None:
         super().__init__()
         self.network = network
         self.emulator = TorchEmulator(emulator)
@@ -85,18 +85,24 @@ class SecondLook(nn.Module):
     high: Tensor
 
     @property
+    def vit(self) -> ViT:
+        """The network, where it is a ViT."""
+        assert isinstance(self.network, ViT)
+        return self.network
+
+    @property
     def config(self) -> ViTConfig:
-        """Shape of the network."""
-        return self.network.config
+        """Shape of the ViT."""
+        return self.vit.config
 
     @property
     def head(self) -> nn.Linear:
-        """Head of the network."""
-        return self.network.head
+        """Head of the ViT."""
+        return self.vit.head
 
     def features(self, x: Normalised) -> Tensor:
-        """Pooled features of the network."""
-        return self.network.features(x)
+        """Pooled features of the ViT."""
+        return self.vit.features(x)
 
     def forward(self, x: Normalised) -> Tensor:
         """Second estimate (B, 10): labels in box units, then log spreads in box units."""
