@@ -31,13 +31,15 @@ OPTIONAL = {
     "ablation": Optional("specvit_training.commands:ablation", "train", "Train several networks on the same spectra."),
     "teach": Optional("specvit_training.commands:teach", "train", "Sample the exact posterior as a teacher."),
     "evaluate": Optional(
-        "specvit_training.commands:evaluate",
+        "specvit_training.evaluation_commands:evaluate",
         "train",
         "Measure accuracy against the limits on one fixed test set.",
     ),
-    "leak": Optional("specvit_training.commands:leak", "train", "Test whether a model reads log g from the errors."),
+    "leak": Optional(
+        "specvit_training.evaluation_commands:leak", "train", "Test whether a model reads log g from the errors."
+    ),
     "coverage": Optional(
-        "specvit_training.commands:coverage",
+        "specvit_training.evaluation_commands:coverage",
         "cpu",
         "Check that uncertainties cover what they say, also under perturbations.",
     ),
