@@ -210,12 +210,20 @@ class Simulator:
         share = self.scenario.masked_fraction
         if share == 0:
             return self.xp.zeros_like(like, dtype=self.xp.bool)
-        u = draws.uniform(*like.shape)
-        starts = (u < share / 2 / RUN).cumsum(1)
-        bad = u > 1.0 - share / 2
-        bad[:, :RUN] |= starts[:, :RUN] > 0
-        bad[:, RUN:] |= starts[:, RUN:] > starts[:, :-RUN]
-        return bad
+        return singles_and_runs(draws.uniform(*like.shape), share / 2, share / 2 / RUN)
+
+
+def singles_and_runs(u: Any, alone: Any, starts: Any) -> Any:
+    """Masked pixels (N, n), of a numpy or torch array `u` (N, n) uniform in 0 to 1.
+
+    A pixel is masked alone with probability `alone`, and begins a run of `RUN` masked pixels with probability `starts`;
+    both are numbers or (N, 1) arrays.
+    """
+    begun = (u < starts).cumsum(1)
+    bad = u > 1.0 - alone
+    bad[:, :RUN] |= begun[:, :RUN] > 0
+    bad[:, RUN:] |= begun[:, RUN:] > begun[:, :-RUN]
+    return bad
 
 
 def velocity_templates(emulator: Emulator, max_velocity: float) -> Any:

@@ -96,7 +96,9 @@ def test_ridge_is_the_closed_form_with_many_or_few_spectra(n: int, k: int) -> No
     weight = np.linalg.solve(centered.T @ centered + found.penalty * np.eye(k), centered.T @ (y[:n] - middle))
     np.testing.assert_allclose(found.weight, weight, atol=1e-4)
     np.testing.assert_allclose(found(x[n:]), (x[n:] - x[:n].mean(0)) @ weight + middle, atol=1e-3)
-    assert found.rmse < y[n:].std()
+    assert found.rmse == pytest.approx(np.sqrt(((found(x[n:]) - y[n:]) ** 2).mean())) and found.rmse < y[n:].std()
+    shifted = solve_ridge((x[:n], y[:n]), (x[n:], y[n:] + 3.0))
+    assert shifted.rmse > 2.5  # an offset is an error too
 
 
 @pytest.mark.parametrize("name", ["ridge", "lightgbm"])
@@ -121,6 +123,15 @@ def test_layout_of_histograms_does_not_change_the_trees(trees: Path, monkeypatch
     assert texts[0] == texts[1]
 
 
+def test_a_place_that_cannot_be_written_is_refused_before_the_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(baselines, "_matrices", lambda *args: pytest.fail("spectra were drawn"))
+    (tmp_path / "taken").write_text("a file")
+    with pytest.raises(SpecVitError, match="choose another folder"):
+        train_baseline(SMALL, tmp_path / "taken", silent)
+
+
 def test_wrong_configurations_say_what_is_wrong(tmp_path: Path, ridge: Path) -> None:
     (tmp_path / "a.toml").write_text('model = "ridge"\nscenario = "study"\ndepth = 3\n')
     with pytest.raises(SpecVitError, match="depth"):
@@ -128,7 +139,9 @@ def test_wrong_configurations_say_what_is_wrong(tmp_path: Path, ridge: Path) -> 
     (tmp_path / "b.toml").write_text('model = "ridge"\n')
     with pytest.raises(SpecVitError, match="scenario"):
         read_baseline(tmp_path / "b.toml")
-    result = CliRunner().invoke(main, ["train", str(CONFIGS / "ridge.toml"), "--steps", "3"])
-    assert result.exit_code == 2 and "ends by itself" in result.output
+    for kind, ignored in (("ridge", ["--steps", "3"]), ("ridge", ["--time-budget", "3m"]), ("lightgbm", ["--restart"]),
+                          ("ridge", ["--threads", "2"])):  # fmt: skip
+        result = CliRunner().invoke(main, ["train", str(CONFIGS / f"{kind}.toml"), *ignored])
+        assert result.exit_code == 2 and f"leave {ignored[0]} out" in result.output
     with pytest.raises(SpecVitError, match="not a checkpoint"):
         load_baseline(tmp_path / "a.toml")

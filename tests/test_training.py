@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from specvit_training import fit
+from specvit_training import fit, second_look_fit
 from specvit_training import stream as stream_module
 from specvit_training.augment import Augment, damage
 from specvit_training.baselines import read_baseline
@@ -134,6 +134,8 @@ def test_a_configuration_can_be_like_another(tmp_path: Path) -> None:
         ({"steps": 3, "accumulate": 2}, "multiple"),
         ({"augment": {"masked_max": 2.0}}, "lie in 0 to 1"),
         ({"augment": {"hits": 2}}, "training/configs"),
+        ({"augment": {"hits_max": 3.0}}, "integer such as 3"),
+        ({"augment": {"hits_max": -1}}, "integer such as 3"),
         ({"exclude": {"M_H": [1.0]}}, "range"),
         ({"exclude": {"mass": [0.0, 1.0]}}, "range"),
     ],
@@ -267,7 +269,9 @@ def test_training_learns_and_logs(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     assert fit.validate(network, judges)["r2_study"] > 0.3
 
 
-def test_a_run_with_a_second_look_fits_it_at_the_end_and_may_start_from_a_bare_network(tmp_path: Path) -> None:
+def test_a_run_with_a_second_look_fits_it_at_the_end_and_may_start_from_a_bare_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     bare = fit.train(replace(TESTING, steps=2), tmp_path / "bare", log=silent)
     config = replace(TESTING, steps=1, shape={"look": True}, look_spectra=1024, look_epochs=2, start=str(bare))
     begun = Learner(config, CPU)
@@ -279,10 +283,10 @@ def test_a_run_with_a_second_look_fits_it_at_the_end_and_may_start_from_a_bare_n
     look = fit.build_network("testing", config.shape)
     look.load_state_dict(subtree(tensors, "ema"))
     assert float(look.look[-1].weight.detach().abs().max()) > 0  # type: ignore[index,union-attr]
-    before = path.read_bytes()
-    fit.train(config, tmp_path / "look", log=silent)  # done: not fitted a second time
+    monkeypatch.setattr(second_look_fit, "fit_second_look", lambda *args: pytest.fail("fitted a second time"))
+    fit.train(config, tmp_path / "look", log=silent)  # done
     again = load_checkpoint(path)[0]
-    assert all(torch.equal(tensor, again[name]) for name, tensor in tensors.items()) and before
+    assert tensors.keys() == again.keys() and all(torch.equal(v, again[name]) for name, v in tensors.items())
     further = Learner(replace(config, start=str(path)), CPU)  # and its own kind
     assert torch.equal(further.network.state_dict()["look.4.weight"], again["ema.look.4.weight"])
 
@@ -290,6 +294,9 @@ def test_a_run_with_a_second_look_fits_it_at_the_end_and_may_start_from_a_bare_n
 def test_a_model_is_trained_by_its_name_or_by_a_file(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["train", "--model", "template"])
     assert result.exit_code == 0 and "specvit-deploy evaluate template" in result.output
+    for more in (["-o", "x"], ["--steps", "3"], ["--time-budget", "3m"], ["--threads", "1"], ["--restart"]):
+        result = CliRunner().invoke(main, ["train", "--model", "template", *more])
+        assert result.exit_code == 2 and f"leave {more[0]} out" in result.output
     for arguments in ([], [str(CONFIGS / "ridge.toml"), "--model", "ridge"]):
         result = CliRunner().invoke(main, ["train", *arguments])
         assert result.exit_code == 2 and "CONFIG or --model" in result.output
@@ -473,9 +480,10 @@ def test_a_run_may_consist_of_lessons(taught: Path, tmp_path: Path) -> None:
 
 def test_training_validation_calibration_and_test_spectra_share_no_seed() -> None:
     used = {fit.read_config(path).seed for path in NETWORKS} | {31_000}  # and that of a teacher
-    for path in CONFIGS.glob("*.toml"):
+    for path in CONFIGS.rglob("*.toml"):
         if baseline := read_baseline(path):
             used |= {baseline.seed, baseline.seed + 1}
+    assert {5_101, 5_102} <= used
     others = [10**6, calibration_recipe("survey").seed, TEST_SEED, 8_001, 8_002, 8_003]
     assert len({*others}) == len(others) and not used & {*others}
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.simulator import RUN, Draws
+from specvit_deploy.simulator import RUN, Draws, singles_and_runs
 
 HIT_SIGMA = (5.0, 50.0)
 """Height of a hit in units of the error of its pixel."""
@@ -31,7 +31,7 @@ class Augment:
     Raises
     ------
     SpecVitError
-        For shares outside 0 to 1.
+        For shares outside 0 to 1, or hits that are not counted by an integer.
     """
 
     masked_max: float = 0.0
@@ -41,8 +41,10 @@ class Augment:
 
     def __post_init__(self) -> None:
         shares = (self.masked_max, self.masked_share, self.hits_share)
-        if not all(0 <= share <= 1 for share in shares) or self.hits_max < 0 or self.hits_max != int(self.hits_max):
-            raise SpecVitError("masked_max, masked_share and hits_share of [augment] lie in 0 to 1, hits_max counts")
+        if not all(0 <= share <= 1 for share in shares):
+            raise SpecVitError(f"masked_max, masked_share and hits_share of [augment] lie in 0 to 1, not {shares}")
+        if type(self.hits_max) is not int or self.hits_max < 0:
+            raise SpecVitError(f"hits_max of [augment] counts hits: write an integer such as 3, not {self.hits_max!r}")
 
 
 def damage(flux: Tensor, error: Tensor, settings: Augment, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -63,10 +65,6 @@ def damage(flux: Tensor, error: Tensor, settings: Augment, draws: Draws) -> tupl
     if settings.masked_max and settings.masked_share:
         share = settings.masked_max * draws.uniform(rows, 1) * (draws.uniform(rows, 1) < settings.masked_share)
         left = (1.0 - share).sqrt()  # of the pixels by either way of masking: together they leave 1 - share
-        u = draws.uniform(rows, pixels)
-        starts = (u < 1.0 - left ** (1.0 / RUN)).cumsum(1)
-        bad = u > left
-        bad[:, :RUN] |= starts[:, :RUN] > 0
-        bad[:, RUN:] |= starts[:, RUN:] > starts[:, :-RUN]
+        bad = singles_and_runs(draws.uniform(rows, pixels), 1.0 - left, 1.0 - left ** (1.0 / RUN))
         error = torch.where(bad, torch.inf, error)
     return flux, error

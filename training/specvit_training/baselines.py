@@ -25,6 +25,7 @@ from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import get_scenario
 from specvit_training.checkpoint import load_checkpoint, save_checkpoint
 from specvit_training.estimator import Preparation, sufficient_statistic
+from specvit_training.fit import prepare_folder
 
 Features = NDArray[np.float32]
 Data = tuple[Features, NDArray[np.float64]]
@@ -117,8 +118,9 @@ def train_baseline(config: BaselineConfig, out: Path, log: Callable[[str], None]
     Raises
     ------
     SpecVitError
-        If the package of the trees is missing.
+        If `out` cannot be made, or the package of the trees is missing.
     """
+    path = prepare_folder(out) / "baseline.safetensors"
     prepare = preparation(config.scenario)
     train = Recipe(config.scenario, config.mag, config.n, config.seed)
     held = Recipe(config.scenario, config.mag, config.validation, config.seed + 1)
@@ -127,8 +129,6 @@ def train_baseline(config: BaselineConfig, out: Path, log: Callable[[str], None]
     begun = time.monotonic()
     tensors, facts = fit(_matrices(prepare, train), _matrices(prepare, held), config, log)
     facts["elapsed_s"] = time.monotonic() - begun  # the spectra included, as in the training of a network
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / "baseline.safetensors"
     save_checkpoint(path, tensors, {"kind": config.model, "config": asdict(config), **facts})
     return path
 
@@ -175,7 +175,7 @@ def solve_ridge(train: Data, held: Data) -> Ridge:
     def solve(penalty: float) -> Ridge:
         weight = vector @ (projected / (value.clip(min=0.0) + penalty))
         weight = x.T @ weight if few else weight
-        rmse = float(((x_held - center) @ weight + middle - y_held).std())
+        rmse = float(np.sqrt((((x_held - center) @ weight + middle - y_held) ** 2).mean()))
         return Ridge(weight, center, middle, penalty, rmse)
 
     return min((solve(alpha * unit) for alpha in ALPHAS), key=lambda ridge: ridge.rmse)

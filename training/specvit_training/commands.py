@@ -47,7 +47,9 @@ def train(
     """
     if (config is None) == (model is None):
         raise click.UsageError("give CONFIG or --model, one of the two")
+    limits = {"--time-budget": time_budget, "--steps": steps, "--restart": restart}
     if model == "template":
+        _leave_out("the template fit needs no training", {"-o": output, "--threads": threads, **limits})
         click.echo("the template fit needs no training; next: specvit-deploy evaluate template")
         return
     from specvit_training.baselines import read_baseline, train_baseline
@@ -56,8 +58,9 @@ def train(
 
     config = config or shipped(model or "")
     if baseline := read_baseline(config):
-        if time_budget or steps:
-            raise click.UsageError("a baseline ends by itself: leave --time-budget and --steps out")
+        _leave_out("a baseline always begins anew and ends by itself", limits)
+        if baseline.model == "ridge":
+            _leave_out("the threads of a baseline are those of its trees", {"--threads": threads})
         baseline = replace(baseline, threads=threads or baseline.threads)
         path = train_baseline(baseline, output or Path("runs") / config.stem, click.echo)
         click.echo(f"wrote {path}; next: specvit-deploy evaluate {path}")
@@ -68,6 +71,12 @@ def train(
     settings = replace(settings, steps=steps or settings.steps, threads=threads or settings.threads)
     path = run(settings, output or Path("runs") / config.stem, resume=not restart, log=click.echo)
     click.echo(f"wrote {path}; next: specvit-deploy export {path}")
+
+
+def _leave_out(reason: str, options: dict[str, Any]) -> None:
+    """Refuse options that were given and would be ignored."""
+    if given := [name for name, value in options.items() if value]:
+        raise click.UsageError(f"{reason}: leave {', '.join(given)} out")
 
 
 @click.command()
