@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,15 @@ import torch
 from click.testing import CliRunner
 from specvit_training import contestants
 from specvit_training.checkpoint import save_checkpoint
+from specvit_training.configuration import TrainConfig
 from specvit_training.contestants import checkpoint_cost, forward_gflop, load_models, split_name
 from specvit_training.evaluate import evaluate
 from specvit_training.fit import build_network
-from specvit_training.holdout import NODE_SEED, NodeSimulator, evaluate_nodes, parse_region, region_recipe
+from specvit_training.holdout import MIN_NODES, NODE_SEED, NodeSimulator, evaluate_nodes, parse_region, region_recipe
+from specvit_training.stream import Batch, FreshRows, Lesson, Share, Stream, TaughtRows
+from specvit_training.teacher import fingerprint
 from specvit_training.template_grid import TemplateGrid
-from specvit_training.vit import CONFIGS, PIXELS
+from specvit_training.vit import CONFIGS, PIXELS, Normalised
 
 import specvit_deploy as sv
 from specvit_deploy.cli import main
@@ -50,7 +53,7 @@ def test_operations_are_those_that_one_counts_by_hand() -> None:
 
 
 def header(step: int, start: str = "") -> dict[str, Any]:
-    config = {"model": "testing", "batch": 16, "start": start, "shares": [{"weight": 1.0}]}
+    config = {"model": "testing", "batch": 16, "seed": 5, "start": start, "shares": [{"weight": 1.0}]}
     return {"config": config, "step": step, "elapsed_s": 60.0 * step}
 
 
@@ -63,16 +66,45 @@ def test_a_run_costs_what_it_and_the_run_before_it_cost(tmp_path: Path) -> None:
     assert alone.parameters == sum(p.numel() for p in network.parameters()) and alone.gflop == after.gflop
     lost = checkpoint_cost(header(5, str(tmp_path / "gone.safetensors")), network)
     assert (lost.spectra_seen, lost.training_minutes) == (None, None)
+    told = header(5, str(tmp_path / "gone.safetensors")) | {"before": {"spectra": 1000, "minutes": 2.5}}
+    cost = checkpoint_cost(told, network)
+    assert (cost.spectra_seen, cost.distinct_spectra, cost.training_minutes) == (1080, None, 7.5)
+    unknown = checkpoint_cost(told | {"before": {"spectra": None, "minutes": None}}, network)
+    assert (unknown.spectra_seen, unknown.training_minutes) == (None, None)
 
 
-def test_spectra_that_come_again_are_not_distinct() -> None:
-    network, taught = build_network("testing"), header(10)
-    taught["config"] |= {"batch": 512, "lessons": [{"file": "x.h5", "weight": 1.0, "rows": 384}]}
-    assert checkpoint_cost(taught, network).distinct_spectra == 10 * 256 + 384  # half of a batch is fresh
-    taught["config"] |= {"shares": []}
-    assert checkpoint_cost(taught, network).distinct_spectra == 384
-    taught["config"]["lessons"][0]["rows"] = 0  # all of a file that is not there
-    assert checkpoint_cost(taught, network).distinct_spectra is None
+def test_a_second_look_is_fitted_on_further_spectra() -> None:
+    network, looked = build_network("testing"), header(10) | {"looked": True}
+    looked["config"]["look_spectra"] = 1000
+    cost = checkpoint_cost(looked, network)
+    assert cost.spectra_seen == cost.distinct_spectra == 1160
+
+
+def test_distinct_spectra_are_those_that_the_stream_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taught, size = tmp_path / "t.h5", 128 * 40
+    with h5py.File(taught, "w") as file:
+        file.attrs.update({"recipe": json.dumps(Recipe("study", (21, 22), size, 77).describe())})
+        file.attrs["simulator"] = fingerprint()
+        file["mean"], file["sd"], file["done"] = np.zeros((size, 5)), np.ones((size, 5)), np.ones(40, np.uint8)
+    shares = (Share("study", (20.5, 22.5), 1.0),)
+    lessons = (Lesson(str(taught), 1.0, 128 * 30), Lesson(str(taught), 1.0, target="label"))
+    config = TrainConfig("testing", shares, 6, batch=768, lessons=lessons, seed=5)
+    drawn: set[int] = set()
+    stream = Stream(shares, 768, 5, 0, torch.device("cpu"), lessons)
+    nothing = Batch(Normalised(*(torch.zeros(0, 1) for _ in range(4))), torch.zeros(0, 5), torch.zeros(0, 5))
+    monkeypatch.setattr(FreshRows, "draw", lambda self, seed: nothing)
+    monkeypatch.setattr(TaughtRows, "block", lambda self, number: drawn.add(number) or nothing)
+    batches = iter(stream)
+    for _ in range(6):
+        next(batches)
+    assert 10 < len(drawn) < 24  # of 24 draws some are of the same block
+    found = {"config": asdict(config), "step": 6, "elapsed_s": 1.0}
+    network = build_network("testing")
+    assert checkpoint_cost(found, network).distinct_spectra == 6 * 256 + 128 * len(drawn)
+    long = checkpoint_cost(found | {"step": 10**9}, network)  # all have come long before the end
+    assert long.distinct_spectra == 10**9 * 256 + size
+    taught.unlink()
+    assert checkpoint_cost(found, network).distinct_spectra is None
 
 
 def test_models_have_names_and_these_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -193,15 +225,15 @@ def test_nodes_that_are_emulated_exactly_are_their_twins(scenario: sv.scenario.S
 
 
 def test_an_error_of_the_emulator_costs_r2_on_nodes_alone() -> None:
-    exact = evaluate_nodes(["pfs-mr-study"], emulated_nodes(30, outside=5), "study", 3)
-    wrong = evaluate_nodes(["pfs-mr-study"], emulated_nodes(30, outside=5, shift=0.8), "study", 3)
-    assert exact["test_set"]["nodes"] == 30  # inside the box
+    exact = evaluate_nodes(["pfs-mr-study"], emulated_nodes(60, outside=5), "study", 3)
+    wrong = evaluate_nodes(["pfs-mr-study"], emulated_nodes(60, outside=5, shift=0.8), "study", 3)
+    assert exact["test_set"]["nodes"] == 60  # inside the box
     (good,), (bad,) = exact["models"], wrong["models"]
     value, low, high = good["overall"]["r2_nodes_minus_emulator"]
     assert abs(value) < 0.01 and low <= value <= high
     assert good["overall"]["emulator"]["r2"] == pytest.approx(bad["overall"]["emulator"]["r2"])
     assert bad["overall"]["r2_nodes_minus_emulator"][2] < -0.05
-    assert good["warm"]["nodes_used"] + good["cool"]["nodes_used"] == 30
+    assert good["warm"]["nodes_used"] + good["cool"]["nodes_used"] == 60
     json.dumps(exact, allow_nan=False)
 
 
@@ -209,6 +241,18 @@ def test_nodes_of_another_emulator_are_refused() -> None:
     nodes = emulated_nodes(5)
     with pytest.raises(SpecVitError, match="held-out"):
         evaluate_nodes(["pfs-mr-study"], replace(nodes, node_id=nodes.node_id + 10**6), "study", 2)
+
+
+def test_groups_of_few_nodes_are_left_out_and_sets_of_few_refused() -> None:
+    nodes = emulated_nodes(MIN_NODES + 1)
+    labels = nodes.labels.copy()
+    labels[:, 0] = 5500.0
+    labels[:3, 0] = 3900.0  # three cool ones
+    (found,) = evaluate_nodes(["template"], replace(nodes, labels=labels), "study", 2)["models"]
+    assert found["overall"]["nodes_used"] == MIN_NODES + 1 and not {"cool", "warm"} & set(found)  # 3 and 8
+    json.dumps(found, allow_nan=False)
+    with pytest.raises(SpecVitError, match="hold out more"):
+        evaluate_nodes(["template"], emulated_nodes(MIN_NODES - 1), "study", 2)
 
 
 def test_copies_of_one_node_do_not_narrow_an_interval() -> None:

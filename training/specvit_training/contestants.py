@@ -28,6 +28,7 @@ from specvit_training.baselines import load_baseline
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Preparation, sufficient_statistic
 from specvit_training.fit import build_network
+from specvit_training.stream import blocks_of_lessons, chosen_blocks
 from specvit_training.teacher import read_teacher
 from specvit_training.template_grid import TemplateGrid
 from specvit_training.vit import PIXELS, Normalised, parameter_count
@@ -48,7 +49,8 @@ class Cost:
     gflop : float
         Of one spectrum forward, 2 x multiply-accumulate of all matrix products.
     training_minutes : float
-        Wall clock on the machine of the training.
+        On the machine of the training: of a network trained alone and of a baseline wall clock, spectra included; of
+        a row of an ablation processor time of its own steps, the spectra and the other rows left out.
     spectra_seen, distinct_spectra : int
         While training; the two differ where spectra came more than once.
     """
@@ -188,42 +190,63 @@ def _checkpoint_model(path: Path, scenario: str) -> Model:
 
 
 def checkpoint_cost(header: dict[str, Any], network: nn.Module) -> Cost:
-    """Cost of a checkpoint by its header, that of the run it started from included where that file is at hand."""
+    """Cost of a checkpoint by its header, that of the runs before it included where it is known."""
     seen, minutes = _effort(header)
     return Cost(parameter_count(network), forward_gflop(network), minutes, seen, _distinct(header))
 
 
 def _effort(header: dict[str, Any]) -> tuple[int | None, float | None]:
-    """Spectra seen and minutes of a run and of those it started from; None if one of these cannot be read."""
-    seen, minutes = header["step"] * header["config"]["batch"], _minutes(header)
-    seen += header["config"]["look_spectra"] if header.get("looked") else 0
-    if start := header["config"].get("start"):
-        try:
-            before, earlier = _effort(load_checkpoint(Path(start))[1])
-        except SpecVitError:
-            return None, None
-        seen = None if before is None else before + seen
-        minutes = None if earlier is None or minutes is None else earlier + minutes
-    return seen, None if minutes is None else round(minutes, 2)
+    """Spectra seen and minutes of a run and of those before it, by its header or by their files; None if not known."""
+    config, minutes = header["config"], _minutes(header)
+    seen = header["step"] * config["batch"] + _looked(header)
+    before, earlier = (header.get("before") or {}).get("spectra"), (header.get("before") or {}).get("minutes")
+    if "before" not in header:
+        before, earlier = 0, 0.0
+        if config.get("start"):
+            try:
+                before, earlier = _effort(load_checkpoint(Path(config["start"]))[1])
+            except SpecVitError:
+                return None, None
+    return (
+        None if before is None else before + seen,
+        None if earlier is None or minutes is None else round(earlier + minutes, 2),
+    )
+
+
+def _looked(header: dict[str, Any]) -> int:
+    """Fresh spectra on which a second look was fitted."""
+    return int(header["config"]["look_spectra"]) if header.get("looked") else 0
 
 
 def _distinct(header: dict[str, Any]) -> int | None:
-    """Spectra of a run that differ: all of its shares, which are drawn anew for every batch, and the lessons' rows.
+    """Spectra of a run that differ: those of its shares and second look, which are all drawn anew, and of its lessons.
 
     None after another run, whose spectra may be the same, or without the lessons' files.
     """
     config = header["config"]
-    lessons = config.get("lessons") or []
+    shares, lessons = config["shares"], config.get("lessons") or []
     if config.get("start"):
         return None
-    total = sum(part["weight"] for part in (*config["shares"], *lessons))
-    blocks = [round(config["batch"] * lesson["weight"] / total / BLOCK) for lesson in lessons]
-    try:
-        rows = [lesson.get("rows") or read_teacher(Path(lesson["file"]))[0].n for lesson in lessons]
-    except SpecVitError:
-        return None
-    fresh = header["step"] * (config["batch"] - BLOCK * sum(blocks))
-    return int(fresh + sum(min(n, header["step"] * BLOCK * k) for n, k in zip(rows, blocks, strict=True)))
+    blocks = blocks_of_lessons(config["batch"], [s["weight"] for s in shares], [part["weight"] for part in lessons])
+    seen: dict[str, set[int]] = {lesson["file"]: set() for lesson in lessons}
+    for i, (lesson, count) in enumerate(zip(lessons, blocks, strict=True), len(shares)):
+        try:
+            rows = lesson.get("rows") or read_teacher(Path(lesson["file"]))[0].n
+        except SpecVitError:
+            return None
+        seen[lesson["file"]] |= _blocks_seen(config["seed"], i, rows // BLOCK, count, header["step"])
+    fresh = header["step"] * (config["batch"] - BLOCK * sum(blocks)) + _looked(header)
+    return int(fresh + BLOCK * sum(len(numbers) for numbers in seen.values()))
+
+
+def _blocks_seen(seed: int, part: int, number: int, count: int, batches: int) -> set[int]:
+    """Blocks of a lesson that came into a run: the draws of part `part` of its batches, until all have come."""
+    seen: set[int] = set()
+    for k in range(batches):
+        seen.update(chosen_blocks((seed, k, part), number, count))
+        if len(seen) == number:
+            break
+    return seen
 
 
 def _minutes(header: dict[str, Any]) -> float | None:

@@ -32,6 +32,8 @@ NODE_SEED = 20_261_125
 """Of the noise on nodes."""
 REGION_SEED = 20_261_126
 """Of the test sets of regions."""
+MIN_NODES = 10
+"""Nodes that a group needs: of few nodes some resamplings hold one alone, which has no variance and no R2."""
 
 
 def parse_region(text: str) -> LabelBox:
@@ -127,21 +129,25 @@ def evaluate_nodes(
     Returns
     -------
     dict
-        Per model, overall and for warm and cool nodes: scores on `nodes` and on `emulator`, R2 of the former minus
-        R2 of the latter, and R2 on nodes minus that of the first model; intervals resample nodes. The variance of
-        log g among the nodes is not that of the box: these R2 are to be compared with each other alone.
+        Per model, overall and for warm and cool nodes where there are `MIN_NODES`: scores on `nodes` and on
+        `emulator`, R2 of the former minus R2 of the latter, and R2 on nodes minus that of the first model; intervals
+        resample nodes. The variance of log g among the nodes is not that of the box: these R2 are to be compared with
+        each other alone.
 
     Raises
     ------
     SpecVitError
-        If the file holds none of the emulator's held-out nodes, or none inside the box.
+        If the file holds none of the emulator's held-out nodes, or fewer than `MIN_NODES` inside the box.
     """
     emulator = default_emulator()
     labels, _, regions = held_out(emulator, nodes)
     full = nodes.flux[np.isin(nodes.node_id, emulator.holdout)]
     inside = ~regions["outside"]
-    if inside.sum() < 2:
-        raise SpecVitError("fewer than two held-out nodes lie inside the label box; hold more out when fitting")
+    if inside.sum() < MIN_NODES:
+        raise SpecVitError(
+            f"{inside.sum()} held-out nodes lie inside the label box, too few for intervals; hold out more when "
+            f"fitting the emulator, so that {MIN_NODES} or more do"
+        )
     labels, full = labels[inside], full[inside]
     models = load_models(list(arguments), scenario)
     truth = labels.astype(np.float32)
@@ -190,7 +196,7 @@ def evaluate_nodes(
                 "name": model.name,
                 **model.facts,
                 **asdict(model.cost),
-                **{name: compare(i, chosen) for name, chosen in groups.items() if chosen.sum() > 1},
+                **{name: compare(i, chosen) for name, chosen in groups.items() if chosen.sum() >= MIN_NODES},
             }
             for i, model in enumerate(models)
         ],

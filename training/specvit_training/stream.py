@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -158,8 +158,7 @@ class Stream(IterableDataset[Batch]):
         self.lessons, self.augment, self.exclude = lessons, augment, exclude
         for lesson in lessons:
             lesson_rows(lesson)  # here, and not first in a worker process
-        total = sum(share.weight for share in shares) + sum(lesson.weight for lesson in lessons)
-        self.blocks = [round(batch * lesson.weight / total / BLOCK) for lesson in lessons]
+        self.blocks = blocks_of_lessons(batch, [s.weight for s in shares], [lesson.weight for lesson in lessons])
         self.fresh = batch - BLOCK * sum(self.blocks)
         if 0 in self.blocks or self.fresh < (len(shares) > 0) or (self.fresh and not shares):
             raise SpecVitError(
@@ -185,6 +184,18 @@ class Stream(IterableDataset[Batch]):
         while True:
             yield joined([part.draw((self.seed, number, i)) for i, part in enumerate(parts)])
             number += stride
+
+
+def blocks_of_lessons(batch: int, shares: Sequence[float], lessons: Sequence[float]) -> list[int]:
+    """Blocks of 128 rows of each lesson in a batch, by the weights of the shares and of the lessons."""
+    total = sum(shares) + sum(lessons)
+    return [round(batch * weight / total / BLOCK) for weight in lessons]
+
+
+def chosen_blocks(seed: tuple[int, ...], number: int, blocks: int) -> list[int]:
+    """Which `blocks` of a lesson's `number` come into a batch; one may come more than once."""
+    chosen: list[int] = np.random.default_rng(seed).integers(0, number, blocks).tolist()
+    return chosen
 
 
 class FreshRows:
@@ -223,8 +234,7 @@ class TaughtRows:
 
     def draw(self, seed: tuple[int, ...]) -> Batch:
         """Draw some of the teacher's blocks."""
-        chosen = np.random.default_rng(seed).integers(0, self.number, self.blocks).tolist()
-        return joined([self.block(number) for number in chosen])
+        return joined([self.block(number) for number in chosen_blocks(seed, self.number, self.blocks)])
 
     def block(self, number: int) -> Batch:
         """Prepare one block of 128 rows, or take it from memory."""
