@@ -100,30 +100,48 @@ def _print_nodes(report: dict[str, Any]) -> None:
     "--scenario", type=click.Choice(["study", "survey"]), default="study", show_default=True, help="Test set."
 )
 @click.option("-n", "--n", default=10_000, show_default=True, type=click.IntRange(200), help="Number of test spectra.")
+@click.option(
+    "--reference",
+    default=1_000,
+    show_default=True,
+    type=click.IntRange(0),
+    help="Spectra whose exact posterior, which cannot leak, is put to the same test; 0: none.",
+)
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
-def leak(model: str, scenario: str, n: int, output: Path | None) -> None:
-    """Test whether MODEL reads log g from the error spectrum: every star gets the error of another one."""
+def leak(model: str, scenario: str, n: int, reference: int, output: Path | None) -> None:
+    """Test whether MODEL reads log g from the error spectrum: every star gets the error of another one.
+
+    Wrong errors are wrong weights and cost R2 by themselves: the exact posterior shows how much.
+    """
     from specvit_deploy.recipe import test_recipe
     from specvit_training.contestants import load_model
-    from specvit_training.leak import SWAPS, find_leak
+    from specvit_training.leak import find_leak
+    from specvit_training.swapped_errors import SWAPS
 
     check_outputs([output])
     opened = load_model(model, scenario)
     with progress("leak", n) as (_, advance):
-        report = find_leak(opened, test_recipe(scenario, n), advance)
+        report = find_leak(opened, test_recipe(scenario, n), advance, reference)
     if output:
         write_json(output, report)
     click.echo(f"{opened.name} on {n} {scenario} spectra: r2 {report['own_error']['r2'][0]:.4f} with their own errors")
     for swap in SWAPS:
-        found = report[swap]
-        click.echo(
-            f"  another star's error, {swap.replace('_', ' ')}: r2 {found['r2'][0]:.4f}, difference "
-            f"{found['r2_difference'][0]:+.4f} +- {found['standard_error']:.4f}, standard error of r2 "
-            f"{found['r2_standard_error']:.4f}, pull {found['pull'][0]:+.4f}: {found['leak']}"
-        )
+        click.echo(f"  another star's error, {swap.replace('_', ' ')}: {_swapped(report[swap])}")
+        if beside := report["reference"]:
+            for name, who in (("posterior", "the posterior, which cannot leak"), ("model", opened.name)):
+                click.echo(f"    on the first {beside['n']}, {who}: {_swapped(beside[swap][name])}")
+    click.echo(f"  verdict: {report['verdict']}")
     click.echo(
-        f"  verdict: {report['verdict']}; for scale, a linear regression on the error alone has r2 "
-        f"{report['error_alone']['estimated']:.3f}, on noise-free errors {report['error_alone']['noise_free']:.3f}"
+        f"  {n} spectra show differences of {report['same_noise']['smallest_seen']:.4f} or more five times of six; for "
+        f"scale, a linear regression on the error alone has r2 {report['error_alone']['estimated']:.3f}, on noise-free "
+        f"errors {report['error_alone']['noise_free']:.3f}"
+    )
+
+
+def _swapped(found: dict[str, Any]) -> str:
+    return (
+        f"r2 {found['r2'][0]:.4f}, paired difference {found['r2_difference'][0]:+.4f} +- "
+        f"{found['standard_error']:.4f}, pull {found['pull'][0]:+.4f} [{found['pull'][1]:+.4f} {found['pull'][2]:+.4f}]"
     )
 
 
