@@ -9,7 +9,7 @@ import pytest
 import torch
 from specvit_training.estimator import Estimator, Prepared
 from specvit_training.fit import TrainConfig, loss_function
-from specvit_training.limits import linearise, weighted_products, without_amplitude
+from specvit_training.limits import linearise
 from specvit_training.second_look import ORDER, SecondLook
 from specvit_training.second_look_fit import fit_second_look
 from specvit_training.stream import Batch, Share, Stream, TorchDraws, masked_error, torch_simulator
@@ -41,8 +41,11 @@ def test_the_step_and_the_spread_are_those_of_a_dense_solver(scenario: str) -> N
     nuisances = get_scenario(scenario)
     rows = [nuisances.slope_sd * look.tilt * around.model, nuisances.velocity_sd * around.velocity]
     rows += [around.jacobian[:, i] * look.sd[i] for i in ORDER]
-    design = without_amplitude(torch.stack([*rows, around.residual], 1), around)
-    gram = weighted_products(design, around.inverse_variance).double()
+    weight, model = around.inverse_variance.double(), around.model.double()
+    design = torch.stack([*rows, around.residual], 1).double()
+    overlap = ((design * (weight * model)[:, None]).sum(2) / (weight * model**2).sum(1)[:, None])[:, :, None]
+    design = (design - overlap * model[:, None]) * weight.sqrt()[:, None]
+    gram = design @ design.transpose(1, 2)
     fisher, score = gram[:, :7, :7] + torch.eye(7), gram[:, :7, 7].clone()
     score[:, 2:] -= first[:, ORDER]
     step = torch.linalg.solve(fisher, score)[:, 2:]

@@ -39,7 +39,7 @@ def train_side_by_side(
     out : Path
         Folder of all runs.
     resume : bool
-        Whether to go on from what `out` holds.
+        Whether to go on from what `out` holds; otherwise it is deleted first.
     log : callable
         Told progress.
     device : str
@@ -56,13 +56,13 @@ def train_side_by_side(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if first.threads:
         torch.set_num_threads(first.threads)
-    learners = {name: Learner(config, where) for name, config in configs.items()}
     paths = {name: fit.prepare_folder(out / name) / "checkpoint.safetensors" for name in configs}
     for name, path in paths.items():
-        if resume and path.exists():
-            learners[name].restore(path)
-        else:
+        if not resume:
+            path.unlink(missing_ok=True)
+        if not path.exists():
             (out / name / "log.jsonl").unlink(missing_ok=True)
+    learners = {name: Learner(config, where, paths[name]) for name, config in configs.items()}
     begun = {name: learner.steps for name, learner in learners.items()}
     number = min(begun.values())
     log(f"{len(learners)} networks on {where}, from batch {number} of {first.steps}")
@@ -89,6 +89,8 @@ def train_side_by_side(
             saved = time.monotonic()
     for name, learner in learners.items():
         if begun[name] < first.steps or not learner.finished:
+            if not learner.finished:
+                learner.save(paths[name])  # the second look takes a while
             started = time.process_time()
             learner.fit_look(lambda line, name=name: log(f"{name}: {line}"))  # type: ignore[misc]
             learner.elapsed += time.process_time() - started

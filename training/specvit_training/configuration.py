@@ -106,12 +106,13 @@ class TrainConfig:
         models = [*(name for name, shape in CONFIGS.items() if shape.outputs == 10), *RIVALS]
         if self.model not in models:
             raise SpecVitError(f"no model '{self.model}' to train; choose one of {', '.join(models)}")
-        if self.model in RIVALS:
-            if self.shape:
-                raise SpecVitError(f"{self.model} has one shape; leave [shape] out")
-        elif (shape := named_shape(self.model, self.shape)).outputs != 10:
+        if self.model in RIVALS and self.shape:
+            raise SpecVitError(f"{self.model} has one shape; leave [shape] out")
+        shape = None if self.model in RIVALS else named_shape(self.model, self.shape)
+        if shape and shape.outputs != 10:
             raise SpecVitError("training fits labels and spreads; leave outputs out of [shape]")
-        elif shape.look and not (self.shares and self.look_spectra >= 1000 and self.look_epochs >= 1):
+        look = shape.look if shape else self.model.endswith("look")
+        if look and not (self.shares and self.look_spectra >= 1000 and self.look_epochs >= 1):
             raise SpecVitError("the second look is fitted on fresh spectra: give shares, look_spectra of 1000 or more")
         if not self.shares and not self.lessons:
             raise SpecVitError("nothing to train on: give shares or lessons; see training/configs")

@@ -48,10 +48,11 @@ def train(
     where = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if config.threads:
         torch.set_num_threads(config.threads)
-    learner = Learner(config, where)
     path = prepare_folder(out) / "checkpoint.safetensors"
-    if resume and path.exists():
-        learner.restore(path)
+    if not resume:
+        path.unlink(missing_ok=True)
+    learner = Learner(config, where, path)
+    if learner.steps:
         log(f"resumed at step {learner.steps} after {learner.elapsed / 60:.1f} min")
     else:
         (out / "log.jsonl").unlink(missing_ok=True)
@@ -80,9 +81,16 @@ def train(
         if now - saved > SAVE_EVERY_S:
             learner.save(path)
             saved = now
+    learner.save(path)
     learner.fit_look(log)
-    record = validate(learner.judged(), validation)
     learner.elapsed = time.monotonic() - begun
+    record = {
+        "step": learner.steps,
+        "spectra": learner.steps * config.batch,
+        "minutes": round(learner.elapsed / 60, 2),
+        **validate(learner.judged(), validation),
+    }
+    write_record(out, record)
     learner.save(path)
     log(f"done: {learner.steps} steps, {json.dumps(record)}")
     return path

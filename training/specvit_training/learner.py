@@ -61,6 +61,10 @@ def loss_function(
     return rows.mean() if weight is None else (rows * weight).sum() / weight.sum().clamp(min=1.0)
 
 
+NOTHING = {"spectra": 0, "minutes": 0.0}
+"""What was spent before a run that starts from scratch."""
+
+
 class Learner:
     """One network in training: weights, their average, the optimiser, and how far it is.
 
@@ -70,20 +74,22 @@ class Learner:
         Of the run.
     device : torch.device
         Where it is trained.
+    stored : Path, optional
+        Checkpoint of the same run to go on from, if it exists; else the run begins, at `config.start` if it has one.
 
     Raises
     ------
     SpecVitError
-        If the checkpoint to start from holds another network.
+        If the checkpoint to start from holds another network, or the stored one another configuration.
     """
 
-    def __init__(self, config: TrainConfig, device: torch.device) -> None:
+    def __init__(self, config: TrainConfig, device: torch.device, stored: Path | None = None) -> None:
         self.config, self.device = config, device
         self.init_seed = config.seed if config.init_seed is None else config.init_seed
         torch.manual_seed(self.init_seed)
         self.network = build_network(config.model, config.shape).to(device)
-        if config.start:
-            _start(self.network, config)
+        resumed = stored is not None and stored.exists()
+        self.before = _start(self.network, config) if config.start and not resumed else NOTHING
         self.average = AveragedModel(self.network, multi_avg_fn=get_ema_multi_avg_fn(config.ema))  # type: ignore[no-untyped-call]
         self.trained = _without_look(self.network)
         self.optimizer = torch.optim.AdamW(
@@ -93,13 +99,15 @@ class Learner:
         self.steps, self.elapsed, self.looked = 0, 0.0, False
         self.compiled = torch.compile(self.trained) if config.compile and device.type == "cuda" else self.trained
         self.trained.train()
+        if stored is not None and resumed:
+            self._restore(stored)
 
     def step(self, batches: Sequence[Batch], lr: float) -> Tensor:
         """Take one optimiser step on `accumulate` batches; return their loss, detached."""
         for group in self.optimizer.param_groups:
             group["lr"] = lr
         if self.random:  # dropout is a function of seed and step: a resumed run does what it would have done
-            torch.manual_seed(int(np.random.SeedSequence((self.init_seed, self.steps)).generate_state(1)[0]))
+            torch.manual_seed(int(np.random.SeedSequence((self.init_seed, self.steps, 0, 1)).generate_state(1)[0]))
         self.optimizer.zero_grad()
         total = torch.zeros((), device=self.device)
         for batch in batches:
@@ -126,14 +134,14 @@ class Learner:
         def loss(out: Tensor, target: Tensor, spread: Tensor) -> Tensor:
             return loss_function(out, target, spread, config)
 
-        # batches beyond the last of the run: the network has not seen them
+        # batches beyond the last of the run, and no lessons: the network has not seen these spectra
         stream = Stream(
             config.shares,
             config.batch,
             config.seed,
             config.steps,
             self.device,
-            config.lessons,
+            (),
             config.augment,
             config.exclude,
         )
@@ -160,20 +168,15 @@ class Learner:
             "config": asdict(self.config),
             "step": self.steps,
             "elapsed_s": self.elapsed,
+            "before": self.before,
             "averaged": int(self.average.n_averaged),
             "looked": self.looked,
             "torch": torch.__version__,
         }
         save_checkpoint(path, tensors, header)
 
-    def restore(self, path: Path) -> None:
-        """Go on from a checkpoint of the same configuration.
-
-        Raises
-        ------
-        SpecVitError
-            If it belongs to another configuration.
-        """
+    def _restore(self, path: Path) -> None:
+        """Go on from a checkpoint of the same configuration."""
         tensors, header = load_checkpoint(path)
         config, stored = self.config, config_from_dict(header["config"])
         if replace(stored, threads=config.threads, workers=config.workers, compile=config.compile) != config:
@@ -188,6 +191,7 @@ class Learner:
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
             }
         self.steps, self.elapsed, self.looked = header["step"], header["elapsed_s"], header.get("looked", False)
+        self.before = header.get("before", NOTHING)
 
 
 def _without_look(network: nn.Module) -> nn.Module:
@@ -197,12 +201,21 @@ def _without_look(network: nn.Module) -> nn.Module:
     return inner
 
 
-def _start(network: nn.Module, config: TrainConfig) -> None:
-    """Load the averaged weights of `config.start`; a network with a second look may start from one without."""
-    tensors, _ = load_checkpoint(Path(config.start))
+def _start(network: nn.Module, config: TrainConfig) -> dict[str, float]:
+    """Load the averaged weights of `config.start` and return what that run took, and those before it.
+
+    A network with a second look may start from one without.
+    """
+    tensors, header = load_checkpoint(Path(config.start))
     weights = subtree(tensors, "ema")
     bare = not any(name.startswith("network.") for name in weights)
     try:
         (_without_look(network) if bare else network).load_state_dict(weights)
     except RuntimeError:
         raise SpecVitError(f"{config.start} holds no '{config.model}'; start from one, or from none") from None
+    before, stored = header.get("before", NOTHING), header["config"]
+    looked = stored["look_spectra"] if header.get("looked") else 0
+    return {
+        "spectra": before["spectra"] + header["step"] * stored["batch"] + looked,
+        "minutes": round(before["minutes"] + header["elapsed_s"] / 60, 2),
+    }

@@ -13,6 +13,8 @@ from specvit_deploy.scenario import Scenario
 
 PIVOT_GUARD = 1e-4
 """A label whose information given all others falls below this share of its own is not identifiable in float32."""
+CHUNKS = 16
+"""Parts of the pixels that are summed apart."""
 HOPELESS = 50.0
 """A bound beyond this many standard deviations of the label box is rounding, not information: infinite."""
 
@@ -99,18 +101,23 @@ def linearise(emulator: TorchEmulator, labels: Tensor, flux: Tensor, inverse_var
     return Linearised(model, flux / amplitude - model, velocity, jacobian, inverse_variance * amplitude.square())
 
 
-def without_amplitude(design: Tensor, around: Linearised) -> Tensor:
-    """Project the amplitude (flat prior) out of every row of `design` (B, R, n)."""
-    weighted = around.inverse_variance * around.model
-    power = (weighted * around.model).sum(1).clamp(min=1e-30)[:, None, None]
-    overlap = (design * weighted[:, None]).sum(2, keepdim=True) / power
-    return design - overlap * around.model[:, None]
+def products(rows: list[Tensor], around: Linearised, amplitude_free: bool) -> Tensor:
+    """D W D^T (B, R, R) of the rows (B, n) of D; a free amplitude (flat prior) is projected out of every row first.
 
+    Pixels are summed in `CHUNKS` parts: engines that add 4096 products one by one lose a digit.
+    """
 
-def weighted_products(design: Tensor, inverse_variance: Tensor) -> Tensor:
-    """D W D^T (B, R, R) of `design` (B, R, n)."""
-    design = design * inverse_variance.sqrt()[:, None]
-    return design @ design.transpose(1, 2)
+    def parts(x: Tensor) -> Tensor:
+        return x.reshape(-1, CHUNKS, 1, x.shape[1] // CHUNKS)
+
+    design = torch.cat([parts(row) for row in rows], 2)  # (B, chunks, R, pixels)
+    if amplitude_free:
+        weighted = around.inverse_variance * around.model
+        power = parts(weighted * around.model).sum(3, keepdim=True).sum(1, keepdim=True).clamp(min=1e-30)
+        overlap = (design * parts(weighted)).sum(3, keepdim=True).sum(1, keepdim=True) / power
+        design = design - overlap * parts(around.model)
+    design = design * parts(around.inverse_variance.sqrt())
+    return (design @ design.transpose(2, 3)).sum(1)
 
 
 class Limits(nn.Module):
@@ -144,10 +151,7 @@ class Limits(nn.Module):
             rows.append(self.scenario.velocity_sd * around.velocity)
         nuisances = len(rows)
         rows += [jacobian[:, i] for i in range(5) if i != LOG_G] + [jacobian[:, LOG_G], around.residual]
-        design = torch.stack(rows, 1)  # (B, R, n), the residual last
-        if self.scenario.amplitude_free:
-            design = without_amplitude(design, around)
-        gram = weighted_products(design, around.inverse_variance)
+        gram = products(rows, around, self.scenario.amplitude_free)  # (B, R, R), the residual last
         known = torch.tensor([1.0] * nuisances + [0.0] * 6, device=gram.device)
         sd = self.label_sd[LOG_G]
         pivot, _, identifiable = eliminate(gram + torch.diag(known))

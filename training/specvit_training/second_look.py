@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from specvit_deploy.emulator import Emulator
 from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
 from specvit_deploy.scenario import get_scenario
-from specvit_training.limits import TorchEmulator, linearise, weighted_products, without_amplitude
+from specvit_training.limits import TorchEmulator, linearise, products
 from specvit_training.vit import LOG_SPREAD, SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
 HIDDEN = 256
 SEEN = 10 + 5 + 5 + 5 + 10 + 2
 """First estimate; Gauss-Newton step, log pivots, whitened score, lower factor of the labels; S/N, chi2."""
+CLIP = 10.0
+"""Residuals beyond this many errors count as this many."""
 ORDER = [*(i for i in range(len(LABELS)) if i != LOG_G), LOG_G]
 """Order of elimination of the labels, log g last."""
 
@@ -126,12 +128,13 @@ class SecondLook(nn.Module):
         nuisance_sd = self.nuisance_sd[x.scenario]
         rows = [nuisance_sd[:, :1] * self.tilt * around.model, nuisance_sd[:, 1:] * around.velocity]
         rows += [around.jacobian[:, i] * self.sd[i] for i in ORDER]
-        design = without_amplitude(torch.stack([*rows, around.residual], 1), around)
-        gram = weighted_products(design, around.inverse_variance)  # (B, 8, 8), nuisances, labels, residual
+        limit = CLIP * around.inverse_variance.clamp(min=1e-30).rsqrt()  # a cosmic ray is no score
+        residual = torch.minimum(torch.maximum(around.residual, -limit), limit)
+        gram = products([*rows, residual], around, amplitude_free=True)  # (B, 8, 8): nuisances, labels, residual
         chi2 = gram[:, -1:, -1] / (x.information > 0).sum(1, keepdim=True).clamp(min=1)
         score, pivots, lower = [], [], []
         for k in range(7):
-            pivot = gram[:, 0, 0] + 1.0  # the prior
+            pivot = gram[:, 0, 0].clamp(min=0.0) + 1.0  # the prior
             column = gram[:, 1:, 0]
             if k > 1:
                 prior = torch.zeros_like(column)

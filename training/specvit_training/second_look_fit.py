@@ -16,6 +16,8 @@ from specvit_training.vit import Normalised
 ROWS = 512
 """Spectra a step."""
 LR = 1e-3
+JITTER = 0.02
+"""Noise on what is seen, in its standard deviations: what differs by rounding must not matter."""
 EMA = 0.999
 """Decay of the averaged weights; a short fit averages over its last tenth."""
 REPORTS = 5
@@ -47,7 +49,7 @@ def fit_second_look(
     seed : int
         Of the order.
     log : callable
-        Told the loss on both parts.
+        Told the loss before and after on the held spectra.
     """
     device = look.seen_mean.device
     look.eval()
@@ -58,8 +60,10 @@ def fit_second_look(
             batch = next(batches)
             x = Normalised(*(t.to(device) for t in batch.inputs))
             first = look.network(x).float()
-            columns.append((first, look.seen(first, x), x.scenario, batch.target.to(device), batch.spread.to(device)))
-            count += len(first)
+            row = (first, look.seen(first, x), x.scenario, batch.target.to(device), batch.spread.to(device))
+            counted = slice(None) if batch.weight is None else batch.weight.to(device) > 0  # held-out labels
+            columns.append(tuple(column[counted] for column in row))
+            count += len(columns[-1][0])
     first, seen, scenario, target, spread = (torch.cat(column) for column in zip(*columns, strict=True))
     look.seen_mean.copy_(seen.mean(0))
     look.seen_sd.copy_(seen.std(0) + 1e-6)
@@ -75,15 +79,17 @@ def fit_second_look(
         for group in optimizer.param_groups:
             group["lr"] = LR * min(1.0, (step + 1) / 100) * (0.505 + 0.495 * math.cos(math.pi * step / steps))
         rows = (held + torch.randint(count - held, (ROWS,), generator=generator)).to(device)
-        out = look.conclude(first[rows], seen[rows], scenario[rows])
+        jitter = (JITTER * torch.randn(ROWS, seen.shape[1], generator=generator)).to(device)
+        out = look.conclude(first[rows], seen[rows] + jitter * look.seen_sd, scenario[rows])
         value = loss(out, target[rows], spread[rows])
         optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         average.update_parameters(trained)
         if (step + 1) % max(1, steps // REPORTS) == 0:
-            with torch.no_grad():
-                judged = look.conclude(first[:held], seen[:held], scenario[:held])
-                before, after = (float(loss(o, target[:held], spread[:held])) for o in (first[:held], judged))
-            log(f"second look: step {step + 1} of {steps}, loss {before:.4f} -> {after:.4f} on {held} held spectra")
+            log(f"second look: step {step + 1} of {steps}")
     trained.load_state_dict(average.module.state_dict())
+    with torch.no_grad():
+        judged = look.conclude(first[:held], seen[:held], scenario[:held])
+        before, after = (float(loss(out, target[:held], spread[:held])) for out in (first[:held], judged))
+    log(f"second look: loss {before:.4f} -> {after:.4f} on {held} held spectra")
