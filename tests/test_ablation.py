@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from click.testing import CliRunner
-from specvit_training import fit
+from specvit_training import fit, second_look_fit
 from specvit_training.ablation import SHARED, train_side_by_side
 from specvit_training.checkpoint import load_checkpoint
 from specvit_training.configuration import TrainConfig, read_config
@@ -84,6 +84,38 @@ def test_a_stopped_ablation_goes_on_even_if_its_networks_are_at_different_steps(
     before = [path.read_bytes() for path in paths]
     train_side_by_side(PAIR, tmp_path, **CPU)  # type: ignore[arg-type]
     assert [path.read_bytes() for path in paths] == before
+
+
+def test_a_run_stopped_in_its_second_look_keeps_what_it_trained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stopping(*args: Any) -> None:
+        raise KeyboardInterrupt
+
+    rows = {"look": replace(SHORT, shape={"look": True}, look_spectra=1000, look_epochs=1)}
+    real = second_look_fit.fit_second_look
+    monkeypatch.setattr(second_look_fit, "fit_second_look", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        train_side_by_side(rows, tmp_path, **CPU)  # type: ignore[arg-type]
+    trained, header = load_checkpoint(tmp_path / "look" / "checkpoint.safetensors")
+    assert header["step"] == SHORT.steps and not header["looked"]
+    monkeypatch.setattr(second_look_fit, "fit_second_look", real)
+    (path,) = train_side_by_side(rows, tmp_path, **CPU)  # type: ignore[arg-type]
+    tensors_after, header = load_checkpoint(path)
+    inner = [name for name in trained if name.startswith("ema.network.")]
+    assert header["looked"] and inner and all(torch.equal(trained[k], tensors_after[k]) for k in inner)
+
+
+def test_a_restarted_ablation_never_goes_on_from_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (path,) = train_side_by_side({"plain": SHORT}, tmp_path, **CPU)  # type: ignore[arg-type]
+
+    def stopping(*args: Any) -> Any:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(fit, "batches_of", stopping)
+    with pytest.raises(KeyboardInterrupt):  # before the first checkpoint of the new run
+        train_side_by_side({"plain": SHORT}, tmp_path, resume=False, **CPU)  # type: ignore[arg-type]
+    assert not path.exists() and not (tmp_path / "plain" / "log.jsonl").exists()
 
 
 @pytest.mark.parametrize(
