@@ -61,7 +61,8 @@ def loss_function(
     return rows.mean() if weight is None else (rows * weight).sum() / weight.sum().clamp(min=1.0)
 
 
-NOTHING = {"spectra": 0, "minutes": 0.0}
+Spent = dict[str, int | float | None]
+NOTHING: Spent = {"spectra": 0, "minutes": 0.0}
 """What was spent before a run that starts from scratch."""
 
 
@@ -191,7 +192,7 @@ class Learner:
                 "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter.device),
             }
         self.steps, self.elapsed, self.looked = header["step"], header["elapsed_s"], header.get("looked", False)
-        self.before = header.get("before", NOTHING)
+        self.before = _before(header)
 
 
 def _without_look(network: nn.Module) -> nn.Module:
@@ -201,7 +202,14 @@ def _without_look(network: nn.Module) -> nn.Module:
     return inner
 
 
-def _start(network: nn.Module, config: TrainConfig) -> dict[str, float]:
+def _before(header: Mapping[str, Any]) -> Spent:
+    """What was spent before the run of a checkpoint; None where its header does not tell."""
+    started = bool(header["config"].get("start"))
+    before: Spent = header.get("before", {"spectra": None, "minutes": None} if started else NOTHING)
+    return before
+
+
+def _start(network: nn.Module, config: TrainConfig) -> Spent:
     """Load the averaged weights of `config.start` and return what that run took, and those before it.
 
     A network with a second look may start from one without.
@@ -213,9 +221,9 @@ def _start(network: nn.Module, config: TrainConfig) -> dict[str, float]:
         (_without_look(network) if bare else network).load_state_dict(weights)
     except RuntimeError:
         raise SpecVitError(f"{config.start} holds no '{config.model}'; start from one, or from none") from None
-    before, stored = header.get("before", NOTHING), header["config"]
-    looked = stored["look_spectra"] if header.get("looked") else 0
-    return {
-        "spectra": before["spectra"] + header["step"] * stored["batch"] + looked,
-        "minutes": round(before["minutes"] + header["elapsed_s"] / 60, 2),
+    before, stored = _before(header), header["config"]
+    own = {
+        "spectra": header["step"] * stored["batch"] + (stored["look_spectra"] if header.get("looked") else 0),
+        "minutes": round(header["elapsed_s"] / 60, 2),
     }
+    return {key: None if (earlier := before[key]) is None else earlier + own[key] for key in own}
