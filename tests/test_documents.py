@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from specvit_benchmarks import tables
 
 import specvit_deploy as sv
 from specvit_deploy.bundle import embedded
@@ -36,6 +37,34 @@ def test_accuracy_in_the_readme_is_that_of_the_shipped_bundles(scenario: str) ->
         assert any(all(cell in row for cell in (model["name"], *cells)) for row in rows), (model["name"], cells)
     for key in ("crlb_median", "crlb_rms_of_finite"):
         assert f"{result['limits']['overall'][key]:.3f}" in README
+
+
+def test_the_tables_of_the_readme_are_those_that_the_results_make() -> None:
+    assert tables.fill(README) == README
+    for name in tables.TABLES:
+        assert f"<!-- {name} -->" in README
+
+
+def test_a_table_that_nobody_makes_is_refused() -> None:
+    with pytest.raises(sv.SpecVitError, match="there are accuracy study"):
+        tables.fill("<!-- nothing -->\n<!-- end -->")
+
+
+@pytest.mark.parametrize(("scenario", "bundle"), [("study", "pfs-mr-study"), ("survey", "pfs-mr")])
+def test_the_default_sits_at_the_limit(scenario: str, bundle: str) -> None:
+    models = {model["name"]: model for model in report(f"accuracy-{scenario}.json")["models"]}
+    best, ours, rival = models["posterior"], models[bundle], models["gls-mlp"]
+    assert 0 < best["overall"]["r2"][0] - ours["overall"]["r2"][0] < 0.01
+    assert abs(best["overall"]["slope"][0] - ours["overall"]["slope"][0]) < 0.03
+    for limit, cell in zip(best["by_snr"], ours["by_snr"], strict=True):
+        assert limit["r2"] - cell["r2"] < 0.03, cell["range"]
+    assert ours["r2_minus_first"][1] > rival["r2_minus_first"][2]  # the paired intervals do not meet
+
+
+def test_the_errors_of_the_default_hold() -> None:
+    found = {condition["name"]: condition for condition in report("coverage-pfs-mr.json")["conditions"]}
+    for name in ("as drawn", "masked", "velocity", "tilt"):
+        assert found[name]["holds"], (name, found[name]["failing"])
 
 
 def test_emulator_figures_in_the_readme_are_measured() -> None:

@@ -37,7 +37,8 @@ TREES = {"learning_rate": 0.05, "num_leaves": 63, "bagging_fraction": 0.8, "bagg
 """Settings of the published LightGBM baseline."""
 QUICK = {"objective": "regression", "force_col_wise": True}
 """Least squares; histograms by columns at once instead of timing both layouts first: the trees are the same."""
-MAX_TREES, PATIENCE = 5000, 50
+PATIENCE = 50
+"""Trees without gain on the held spectra before the boosting stops."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class BaselineConfig:
         Of both.
     threads : int
         Of the trees.
+    trees : int
+        Most of them; boosting stops earlier when the held spectra gain nothing for `PATIENCE` trees.
     """
 
     model: str
@@ -65,6 +68,7 @@ class BaselineConfig:
     validation: int = 5_000
     seed: int = 5_101
     threads: int = 2
+    trees: int = 5000
 
 
 def read_baseline(path: Path) -> BaselineConfig | None:
@@ -93,8 +97,8 @@ def baseline_from_dict(table: dict[str, Any]) -> BaselineConfig:
     except TypeError as error:
         raise SpecVitError(f"incomplete configuration of a baseline ({error}); see training/configs") from None
     get_scenario(config.scenario)
-    if min(config.n, config.validation, config.threads) < 1:
-        raise SpecVitError("n, validation and threads of a baseline must be at least 1; see training/configs")
+    if min(config.n, config.validation, config.threads, config.trees) < 1:
+        raise SpecVitError("n, validation, threads and trees of a baseline must be at least 1; see training/configs")
     return config
 
 
@@ -202,7 +206,7 @@ def _fit_trees(train: Data, held: Data, config: BaselineConfig, log: Callable[[s
     booster = lightgbm.train(
         settings,
         data,
-        num_boost_round=MAX_TREES,
+        num_boost_round=config.trees,
         valid_sets=[judge],
         callbacks=[lightgbm.early_stopping(PATIENCE, verbose=False), _report(log)],
     )
