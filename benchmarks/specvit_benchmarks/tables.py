@@ -137,9 +137,7 @@ def teacher() -> str:
         if not name.startswith("label-"):
             continue
         taught = models[name.replace("label", "taught")]
-        others = [
-            models.get(f"{kind}-{name.removeprefix('label-').replace('64k', '50k')}") for kind in ("lightgbm", "ridge")
-        ]
+        others = [models.get(name.replace("label", kind)) for kind in ("lightgbm", "ridge")]
         rows.append(
             [
                 f"{label['distinct_spectra']:,d}",
