@@ -18,6 +18,7 @@ from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.simulation import read_params
 from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LABELS
+from specvit_deploy.noise import default_noise_model, expected_error
 from specvit_deploy.quality import FATAL, Quality
 from specvit_deploy.results import columns
 
@@ -231,10 +232,13 @@ def test_memory_does_not_grow_with_the_catalogue(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not (SHARED / "real" / "bosz_pfs_mr.h5").exists(), reason="published BOSZ spectra are not at hand")
-def test_the_bosz_giant_of_known_gravity_is_recovered(estimator: sv.Estimator) -> None:
+@pytest.mark.parametrize("bundle", ["pfs-mr", "pfs-mr-study"])
+def test_the_bosz_giant_of_known_gravity_is_recovered_under_the_noise_of_the_instrument(bundle: str) -> None:
     with h5py.File(SHARED / "real" / "bosz_pfs_mr.h5") as file:
         flux = file["flux"][2].astype(float)
-    error = np.full(flux.shape, np.median(flux) / 10)
+    error = expected_error(default_noise_model(), flux[None], 21.0)  # S/N 12
     noisy = flux + error * np.random.default_rng(1).standard_normal((20, flux.size))
-    table = estimator(noisy, np.broadcast_to(error, noisy.shape))
-    assert abs(table["log_g"].mean() - 2.0) < 0.7
+    table = sv.Estimator.load(bundle)(noisy, np.broadcast_to(error, noisy.shape))
+    assert (table["quality"] == 0).all()
+    assert abs(table["log_g"].mean() - 2.0) < 0.25
+    assert (abs(table["log_g"] - 2.0) < 3 * table["log_g_err"]).all()
