@@ -178,7 +178,6 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "teacher": teacher,
     "coverage pfs-mr": lambda: coverage("pfs-mr"),
-    "coverage pfs-mr-study": lambda: coverage("pfs-mr-study"),
 }
 
 
