@@ -90,7 +90,8 @@ def train(
         "minutes": round(learner.elapsed / 60, 2),
         **validate(learner.judged(), validation),
     }
-    write_record(out, record)
+    if learner.looked:  # what the second look gave is in no line yet
+        write_record(out, record)
     learner.save(path)
     log(f"done: {learner.steps} steps, {json.dumps(record)}")
     return path
