@@ -54,6 +54,10 @@ OPTIONAL = {
 }
 DEMO_ROWS = 500
 OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")
+mag_range = click.option(
+    "--mag", nargs=2, type=float, default=(20.5, 22.5), show_default=True, help="Range of the HSC i magnitude."
+)
+"""Option of every command that draws spectra."""
 
 
 class LazyCommand(click.Command):
@@ -210,14 +214,7 @@ def _write_demo(catalog: Path) -> Path:
 @click.argument("catalog", type=click.Path(path_type=Path))
 @click.option("--n", default=10_000, show_default=True, type=click.IntRange(1), help="Number of spectra.")
 @click.option("--seed", default=42, show_default=True, help="Equal seeds give equal spectra.")
-@click.option(
-    "--mag",
-    nargs=2,
-    type=float,
-    default=(20.5, 22.5),
-    show_default=True,
-    help="Range of the HSC i magnitude.",
-)
+@mag_range
 @click.option(
     "--scenario",
     type=click.Choice(["study", "survey"]),

@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from specvit_deploy.atomic import check_outputs, whole_file
-from specvit_deploy.cli import progress
+from specvit_deploy.cli import mag_range, progress
 from specvit_deploy.errors import SpecVitError
 
 PathOption = click.Path(path_type=Path)
@@ -113,14 +113,7 @@ def seconds(text: str) -> float:
 @click.option(
     "--scenario", type=click.Choice(["study", "survey"]), default="survey", show_default=True, help="Nuisances."
 )
-@click.option(
-    "--mag",
-    nargs=2,
-    type=float,
-    default=(20.5, 22.5),
-    show_default=True,
-    help="Range of the HSC i magnitude.",
-)
+@mag_range
 @click.option("--n", default=128_000, show_default=True, type=click.IntRange(128), help="Spectra, in blocks of 128.")
 @click.option("--seed", default=31_000, show_default=True, help="Of the spectra; not that of the test set.")
 @click.option("--workers", default=2, show_default=True, type=click.IntRange(1), help="Processes.")

@@ -27,7 +27,7 @@ from specvit_deploy.scenario import get_scenario
 from specvit_training.baselines import load_baseline
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.estimator import Preparation, sufficient_statistic
-from specvit_training.fit import build_network
+from specvit_training.learner import build_network, looked_at, spent
 from specvit_training.stream import blocks_of_lessons, chosen_blocks
 from specvit_training.teacher import read_teacher
 from specvit_training.template_grid import TemplateGrid
@@ -191,31 +191,15 @@ def _checkpoint_model(path: Path, scenario: str) -> Model:
 
 def checkpoint_cost(header: dict[str, Any], network: nn.Module) -> Cost:
     """Cost of a checkpoint by its header, that of the runs before it included where it is known."""
-    seen, minutes = _effort(header)
-    return Cost(parameter_count(network), forward_gflop(network), minutes, seen, _distinct(header))
-
-
-def _effort(header: dict[str, Any]) -> tuple[int | None, float | None]:
-    """Spectra seen and minutes of a run and of those before it, by its header or by their files; None if not known."""
-    config, minutes = header["config"], _minutes(header)
-    seen = header["step"] * config["batch"] + _looked(header)
-    before, earlier = (header.get("before") or {}).get("spectra"), (header.get("before") or {}).get("minutes")
-    if "before" not in header:
-        before, earlier = 0, 0.0
-        if config.get("start"):
-            try:
-                before, earlier = _effort(load_checkpoint(Path(config["start"]))[1])
-            except SpecVitError:
-                return None, None
-    return (
-        None if before is None else before + seen,
-        None if earlier is None or minutes is None else round(earlier + minutes, 2),
+    total = spent(header)
+    seen = total["spectra"]
+    return Cost(
+        parameters=parameter_count(network),
+        gflop=forward_gflop(network),
+        training_minutes=total["minutes"],
+        spectra_seen=None if seen is None else int(seen),
+        distinct_spectra=_distinct(header),
     )
-
-
-def _looked(header: dict[str, Any]) -> int:
-    """Fresh spectra on which a second look was fitted."""
-    return int(header["config"]["look_spectra"]) if header.get("looked") else 0
 
 
 def _distinct(header: dict[str, Any]) -> int | None:
@@ -235,7 +219,7 @@ def _distinct(header: dict[str, Any]) -> int | None:
         except SpecVitError:
             return None
         seen[lesson["file"]] |= _blocks_seen(config["seed"], i, rows // BLOCK, count, header["step"])
-    fresh = header["step"] * (config["batch"] - BLOCK * sum(blocks)) + _looked(header)
+    fresh = header["step"] * (config["batch"] - BLOCK * sum(blocks)) + looked_at(header)
     return int(fresh + BLOCK * sum(len(numbers) for numbers in seen.values()))
 
 

@@ -9,7 +9,7 @@ import click
 
 from specvit_deploy import __version__
 from specvit_deploy.atomic import check_outputs
-from specvit_deploy.cli import progress
+from specvit_deploy.cli import mag_range, progress
 from specvit_training.commands import PathOption, write_json
 
 
@@ -149,14 +149,7 @@ def _swapped(found: dict[str, Any]) -> str:
 @click.argument("bundle", default="pfs-mr")
 @click.option("--scenario", type=click.Choice(["study", "survey"]), help="Nuisances.  [default: the bundle's]")
 @click.option("--n", default=60_000, show_default=True, type=click.IntRange(1), help="Number of simulated spectra.")
-@click.option(
-    "--mag",
-    nargs=2,
-    type=float,
-    default=(20.5, 22.5),
-    show_default=True,
-    help="Range of the HSC i magnitude.",
-)
+@mag_range
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
 def coverage(

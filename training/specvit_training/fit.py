@@ -82,6 +82,7 @@ def train(
             learner.save(path)
             saved = now
     learner.save(path)
+    before = learner.looked
     learner.fit_look(log)
     learner.elapsed = time.monotonic() - begun
     record = {
@@ -90,7 +91,7 @@ def train(
         "minutes": round(learner.elapsed / 60, 2),
         **validate(learner.judged(), validation),
     }
-    if learner.looked:  # what the second look gave is in no line yet
+    if learner.looked and not before:  # what the second look gave is in no line yet
         write_record(out, record)
     learner.save(path)
     log(f"done: {learner.steps} steps, {json.dumps(record)}")

@@ -202,11 +202,30 @@ def _without_look(network: nn.Module) -> nn.Module:
     return inner
 
 
+def spent(header: Mapping[str, Any]) -> Spent:
+    """Spectra and minutes of the run of a checkpoint and of those before it; None where that is not known."""
+    before = _before(header)
+    seen = header["step"] * header["config"]["batch"] + looked_at(header)
+    own = {"spectra": seen, "minutes": header["elapsed_s"] / 60}
+    return {key: None if (earlier := before[key]) is None else round(earlier + own[key], 2) for key in own}
+
+
+def looked_at(header: Mapping[str, Any]) -> int:
+    """Fresh spectra on which the second look of a checkpoint was fitted."""
+    return int(header["config"]["look_spectra"]) if header.get("looked") else 0
+
+
 def _before(header: Mapping[str, Any]) -> Spent:
-    """What was spent before the run of a checkpoint; None where its header does not tell."""
-    started = bool(header["config"].get("start"))
-    before: Spent = header.get("before", {"spectra": None, "minutes": None} if started else NOTHING)
-    return before
+    """What was spent before a run: by its header, or by the file it started from."""
+    if "before" in header:
+        before: Spent = header["before"]
+        return before
+    if not (start := header["config"].get("start")):
+        return NOTHING
+    try:
+        return spent(load_checkpoint(Path(start))[1])
+    except SpecVitError:
+        return {"spectra": None, "minutes": None}
 
 
 def _start(network: nn.Module, config: TrainConfig) -> Spent:
@@ -221,9 +240,4 @@ def _start(network: nn.Module, config: TrainConfig) -> Spent:
         (_without_look(network) if bare else network).load_state_dict(weights)
     except RuntimeError:
         raise SpecVitError(f"{config.start} holds no '{config.model}'; start from one, or from none") from None
-    before, stored = _before(header), header["config"]
-    own = {
-        "spectra": header["step"] * stored["batch"] + (stored["look_spectra"] if header.get("looked") else 0),
-        "minutes": round(header["elapsed_s"] / 60, 2),
-    }
-    return {key: None if (earlier := before[key]) is None else earlier + own[key] for key in own}
+    return spent(header)
