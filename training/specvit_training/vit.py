@@ -28,11 +28,15 @@ CHOSEN = 2
 
 
 class Layer(nn.Module):
-    """Pre-norm transformer layer."""
+    """Pre-norm transformer layer.
+
+    Residual stream and norms are float32; its products run in the type of their weights (`ViT.lower`).
+    """
 
     def __init__(self, config: ViTConfig) -> None:
         super().__init__()
         d = config.dim
+        self.fused = True
         self.heads, self.experts = config.heads, config.experts
         self.norm1, self.norm2 = nn.LayerNorm(d), nn.LayerNorm(d)
         self.qkv, self.proj = nn.Linear(d, 3 * d), nn.Linear(d, d)
@@ -44,11 +48,12 @@ class Layer(nn.Module):
 
     def forward(self, x: Tensor, rotation: Tensor | None = None) -> Tensor:
         """(B, T, d) -> (B, T, d); `rotation` (2, T, d) holds cosine and sine of rotary positions."""
-        q, k, v = self.qkv(self.norm1(x)).chunk(3, dim=-1)
+        inner = self.qkv.weight.dtype
+        q, k, v = self.qkv(self.norm1(x).to(inner)).chunk(3, dim=-1)
         if rotation is not None:
-            q, k = rotate(q, rotation), rotate(k, rotation)
-        x = x + self.dropout(self.proj(attention(q, k, v, self.heads)))
-        x = x + self.dropout(self.mlp(self.norm2(x)))
+            q, k = rotate(q, rotation.to(inner)), rotate(k, rotation.to(inner))
+        x = x + self.dropout(self.proj(attention(q, k, v, self.heads, self.fused))).to(x.dtype)
+        x = x + self.dropout(self.mlp(self.norm2(x).to(inner))).to(x.dtype)
         return x
 
     def mlp(self, x: Tensor) -> Tensor:
@@ -64,10 +69,10 @@ class Layer(nn.Module):
         return out
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, heads: int) -> Tensor:
-    """Softmax attention of (B, T, d) inputs; one fused ONNX `Attention` node when exported."""
+def attention(q: Tensor, k: Tensor, v: Tensor, heads: int, fused: bool = True) -> Tensor:
+    """Softmax attention of (B, T, d) inputs; when exported one ONNX `Attention` node, or its parts if not `fused`."""
     scale = 1.0 / math.sqrt(q.shape[-1] // heads)
-    if torch.compiler.is_exporting():
+    if fused and torch.compiler.is_exporting():
         out: Tensor = torch.onnx.ops.attention(q, k, v, q_num_heads=heads, kv_num_heads=heads, scale=scale)[0]
         return out
     q, k, v = (y.reshape(*y.shape[:2], heads, -1).transpose(1, 2) for y in (q, k, v))
@@ -155,6 +160,18 @@ class ViT(nn.Module):
         self.head = nn.Linear(d * len(config.pool.split("+")), config.outputs)
 
     fixed: Tensor
+
+    def lower(self, dtype: torch.dtype) -> None:
+        """Run the products of all layers in `dtype`; embedding, residual stream, norms and head stay float32."""
+        for layer in self.layers:
+            for name, module in layer.named_children():
+                if not name.startswith("norm"):
+                    module.to(dtype)
+
+    def decompose(self) -> None:
+        """Export attention as its parts, for opsets and engines without the fused operator."""
+        for layer in self.layers:
+            layer.fused = False
 
     def embed(self, x: Normalised) -> Tensor:
         """CLS and tokens (B, 1 + T, d) at their positions."""
