@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Iterator
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,17 @@ OUTPUTS: Signature = {
 FUSED = ("Attention", "MultiHeadAttention")
 
 
+def has_onnx() -> bool:
+    """Whether the `onnx` package is installed."""
+    try:
+        import_module("onnx")
+    except ModuleNotFoundError as error:
+        if error.name != "onnx":
+            raise
+        return False
+    return True
+
+
 def read_graph(path: Path) -> dict[str, Any]:
     """Describe an ONNX file.
 
@@ -53,12 +65,10 @@ def read_graph(path: Path) -> dict[str, Any]:
     SpecVitError
         If `onnx` is not installed, or the file is no ONNX model.
     """
-    try:
-        import onnx
-    except ModuleNotFoundError as error:
-        if error.name != "onnx":
-            raise
-        raise missing_extra("reading an ONNX file", "export") from None
+    if not has_onnx():
+        raise missing_extra("reading an ONNX file", "export")
+    import onnx
+
     try:
         model = onnx.load(path, load_external_data=False)
         onnx.checker.check_model(model)

@@ -1,4 +1,4 @@
-"""The example of the README that needs nothing but ONNX Runtime and numpy: it runs, and gives what the package gives."""
+"""The example of the README for ONNX Runtime and numpy alone: it runs, and gives what the package gives."""
 
 from __future__ import annotations
 
