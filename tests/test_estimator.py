@@ -154,7 +154,8 @@ def test_the_torch_emulator_is_the_numpy_one() -> None:
     rng = np.random.default_rng(3)
     labels = rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (30, 5))
     emulator = default_emulator()
-    flux, jacobian, velocity = TorchEmulator(emulator)(torch.tensor(labels, dtype=torch.float32))
+    parts = TorchEmulator(emulator)(torch.tensor(labels, dtype=torch.float32))
+    flux, jacobian, velocity = (x.permute(1, 2, 0, 3).flatten(2).squeeze(1) for x in parts)
     np.testing.assert_allclose(flux.numpy(), emulator.flux(labels), atol=1e-5)
     expected = emulator.jacobian(labels) * LABEL_BOX.sd[:, None]
     np.testing.assert_allclose(jacobian.numpy() * LABEL_BOX.sd[:, None], expected, atol=1e-4)

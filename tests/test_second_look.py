@@ -9,8 +9,8 @@ import pytest
 import torch
 from specvit_training.estimator import Estimator, Prepared
 from specvit_training.fit import TrainConfig, loss_function
-from specvit_training.limits import linearise
-from specvit_training.second_look import ORDER, SecondLook
+from specvit_training.limits import LOG_G_LAST, linearise
+from specvit_training.second_look import SecondLook
 from specvit_training.second_look_fit import fit_second_look
 from specvit_training.stream import Batch, Share, Stream, TorchDraws, masked_error, torch_simulator
 from specvit_training.vit import CONFIGS, Normalised
@@ -32,6 +32,11 @@ def ready(scenario: str, n: int = 24) -> tuple[SecondLook, Tensor, Prepared]:
     return vit.eval(), torch.cat([z, torch.zeros_like(z)], 1), preparation(spectra.flux, masked_error(spectra))
 
 
+def whole(parts: Tensor) -> Tensor:
+    """(C, B, R, p) as (B, R, n), double precision."""
+    return parts.double().permute(1, 2, 0, 3).flatten(2)
+
+
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_the_step_and_the_spread_are_those_of_a_dense_solver(scenario: str) -> None:
     look, first, prepared = ready(scenario)
@@ -39,15 +44,16 @@ def test_the_step_and_the_spread_are_those_of_a_dense_solver(scenario: str) -> N
     labels = look.center + look.sd * first[:, :5]
     around = linearise(look.emulator, labels, prepared.flux, prepared.inverse_variance)
     nuisances = get_scenario(scenario)
-    rows = [nuisances.slope_sd * look.tilt * around.model, nuisances.velocity_sd * around.velocity]
-    rows += [around.jacobian[:, i] * look.sd[i] for i in ORDER]
-    weight, model = around.inverse_variance.double(), around.model.double()
-    design = torch.stack([*rows, around.residual], 1).double()
-    overlap = ((design * (weight * model)[:, None]).sum(2) / (weight * model**2).sum(1)[:, None])[:, :, None]
-    design = (design - overlap * model[:, None]) * weight.sqrt()[:, None]
+    model, residual, velocity, jacobian, root = (whole(part) for part in around)
+    rows = [nuisances.slope_sd * look.tilt * model[:, 0], nuisances.velocity_sd * velocity[:, 0]]
+    rows += [jacobian[:, i] * look.sd[i] for i in LOG_G_LAST]
+    weight = root.square()
+    design = torch.stack([*rows, residual[:, 0]], 1)
+    overlap = (design * weight * model).sum(2, keepdim=True) / (weight * model**2).sum(2, keepdim=True)
+    design = (design - overlap * model) * root
     gram = design @ design.transpose(1, 2)
     fisher, score = gram[:, :7, :7] + torch.eye(7), gram[:, :7, 7].clone()
-    score[:, 2:] -= first[:, ORDER]
+    score[:, 2:] -= first[:, LOG_G_LAST]
     step = torch.linalg.solve(fisher, score)[:, 2:]
     assert (step.abs() < 4.0).float().mean() > 0.9  # the clamp is for outliers
     torch.testing.assert_close(seen[:, 10:15].double(), step.clamp(-4.0, 4.0), atol=2e-3, rtol=2e-3)

@@ -165,7 +165,7 @@ def coverage(
     from specvit_training.coverage import SEED, describe_coverage, measure_coverage
 
     check_outputs([output])
-    estimator = Estimator.load(bundle, threads)
+    estimator = Estimator.load(bundle, threads=threads)
     recipe = Recipe(scenario or estimator.bundle.scenario, mag, n, SEED)
     with progress("coverage", n) as (_, advance):
         report = measure_coverage(estimator, recipe, advance)

@@ -4,35 +4,42 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from specvit_deploy.emulator import C_O_WIDTH, LOG_C_O_SUN, THETA_K, Emulator
-from specvit_deploy.labels import LABEL_BOX, LOG_G
+from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
 from specvit_deploy.scenario import Scenario
 
 PIVOT_GUARD = 1e-4
 """A label whose information given all others falls below this share of its own is not identifiable in float32."""
 CHUNKS = 16
-"""Parts of the pixels that are summed apart."""
+"""Parts of the pixels that are summed apart: engines that add 4096 products one by one lose a digit."""
+LOG_G_LAST = [*(i for i in range(len(LABELS)) if i != LOG_G), LOG_G]
+"""Order of elimination of the labels."""
 HOPELESS = 50.0
 """A bound beyond this many standard deviations of the label box is rounding, not information: infinite."""
 
 
 class TorchEmulator(nn.Module):
-    """The emulator with its derivatives as matrix products; labels (B, 5) in K and dex, float32."""
+    """The emulator with its derivatives as matrix products; labels (B, 5) in K and dex, float32.
+
+    Spectra come in parts, (CHUNKS, B, 1, pixels), see `in_parts`.
+    """
 
     def __init__(self, emulator: Emulator) -> None:
         super().__init__()
         mean_v, basis_v = emulator.velocity_basis()
+        mean, basis = emulator.mean[emulator.inner], emulator.basis[:, emulator.inner]
+        rows = np.vstack([basis, mean])
         for name, value in {
             "scale": 2.0 / (emulator.x_high - emulator.x_low),
             "shift": -1.0 - 2.0 * emulator.x_low / (emulator.x_high - emulator.x_low),
             **{k: getattr(emulator, k) for k in ("w1", "b1", "w2", "b2", "w3", "b3")},
-            "mean": emulator.mean[emulator.inner],
-            "basis": emulator.basis[:, emulator.inner],
-            "mean_v": mean_v,
-            "basis_v": basis_v,
+            "rows": rows.reshape(len(rows), CHUNKS, -1).swapaxes(0, 1),  # (CHUNKS, K + 1, pixels), the mean last
+            "rows_v": np.vstack([basis_v, mean_v]).reshape(len(rows), CHUNKS, -1).swapaxes(0, 1),
+            "overlap": basis @ mean / (mean @ mean),
         }.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
 
@@ -44,13 +51,28 @@ class TorchEmulator(nn.Module):
     b2: Tensor
     w3: Tensor
     b3: Tensor
-    mean: Tensor
-    basis: Tensor
-    mean_v: Tensor
-    basis_v: Tensor
+    rows: Tensor
+    rows_v: Tensor
+    overlap: Tensor
 
-    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Flux (B, n), Jacobian by label (B, 5, n), derivative by velocity (B, n)."""
+    def forward(self, labels: Tensor, projected: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+        """Flux (C, B, 1, p), Jacobian by label (C, B, 5, p) and derivative by velocity (C, B, 1, p), in parts.
+
+        `projected` takes most of the model's own shape out of the Jacobian, which is cheap on coefficients: what a
+        free amplitude absorbs anyway, and what would cancel later in float32.
+        """
+        c, dc = self.coefficients(labels)
+        c = torch.cat([c, torch.ones_like(c[:, :1])], 1)
+        last = torch.zeros_like(dc[:, :, :1])
+        dc = torch.cat([dc, last], 2)
+        if projected:
+            dc = dc - (dc[:, :, :-1] @ self.overlap)[:, :, None] * c[:, None]
+        parts, k = self.rows.shape[:2]
+        jacobian = (dc.reshape(-1, k) @ self.rows).reshape(parts, -1, 5, self.rows.shape[2])
+        return (c @ self.rows)[:, :, None], jacobian, (c @ self.rows_v)[:, :, None]
+
+    def coefficients(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Coefficients (B, K) and their derivative by each label (B, 5, K)."""
         t_eff, log_g, m_h, a_m, c_m = labels.unbind(1)
         one, zero = torch.ones_like(t_eff), torch.zeros_like(t_eff)
         ratio = torch.tanh((c_m - a_m + LOG_C_O_SUN) / C_O_WIDTH)
@@ -72,52 +94,68 @@ class TorchEmulator(nn.Module):
         s2 = torch.sigmoid(h2)
         d1 = ((dx * self.scale) @ self.w1) * (s1 * (1 + h1 * (1 - s1)))[:, None]
         d2 = (d1 @ self.w2) * (s2 * (1 + h2 * (1 - s2)))[:, None]
-        c = (h2 * s2) @ self.w3 + self.b3
-        return self.mean + c @ self.basis, (d2 @ self.w3) @ self.basis, self.mean_v + c @ self.basis_v
+        return (h2 * s2) @ self.w3 + self.b3, d2 @ self.w3
+
+
+def in_parts(x: Tensor) -> Tensor:
+    """(B, n) as (CHUNKS, B, 1, n / CHUNKS)."""
+    return x.reshape(-1, CHUNKS, x.shape[1] // CHUNKS).transpose(0, 1)[:, :, None]
 
 
 class Linearised(NamedTuple):
-    """The model of a batch of spectra around given labels; rows are spectra.
+    """The model of a batch of spectra around given labels, in parts.
 
-    model, residual, velocity : (B, n) flux, spectrum minus flux, derivative by velocity [per km/s].
-    jacobian : (B, 5, n) derivative of the flux by the labels, per K and dex.
-    inverse_variance : (B, n) in units of the model's amplitude.
+    model, residual, velocity : (C, B, 1, p) flux, spectrum minus flux, derivative by velocity [per km/s].
+    jacobian : (C, B, 5, p) derivative of the flux by the labels, per K and dex.
+    root : (C, B, 1, p) one over the error in units of the model, 0 at bad pixels.
     """
 
     model: Tensor
     residual: Tensor
     velocity: Tensor
     jacobian: Tensor
-    inverse_variance: Tensor
+    root: Tensor
 
 
-def linearise(emulator: TorchEmulator, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> Linearised:
+def linearise(
+    emulator: TorchEmulator, labels: Tensor, flux: Tensor, inverse_variance: Tensor, projected: bool = False
+) -> Linearised:
     """Evaluate the emulator at `labels` (B, 5) and scale flux and inverse variance (B, n) to its amplitude."""
-    model, jacobian, velocity = emulator(labels)
+    model, jacobian, velocity = emulator(labels, projected)
+    flux, w = in_parts(flux), in_parts(inverse_variance)
     # the amplitude so far is that against the mean template; here the model of this very star is at hand
-    weighted = inverse_variance * model
-    amplitude = (weighted * flux).sum(1, keepdim=True) / (weighted * model).sum(1, keepdim=True).clamp(min=1e-30)
+    weighted = w * model
+    amplitude = total(weighted * flux) / total(weighted * model).clamp(min=1e-30)
     amplitude = amplitude.clamp(0.2, 5.0)
-    return Linearised(model, flux / amplitude - model, velocity, jacobian, inverse_variance * amplitude.square())
+    return Linearised(model, flux / amplitude - model, velocity, jacobian, w.sqrt() * amplitude)
 
 
-def products(rows: list[Tensor], around: Linearised, amplitude_free: bool) -> Tensor:
-    """D W D^T (B, R, R) of the rows (B, n) of D; a free amplitude (flat prior) is projected out of every row first.
+def total(x: Tensor) -> Tensor:
+    """Sum over the pixels of (C, B, 1, p): (B, 1, 1)."""
+    return x.sum(3, keepdim=True).sum(0)
 
-    Pixels are summed in `CHUNKS` parts: engines that add 4096 products one by one lose a digit.
+
+def products(around: Linearised, tilt: Tensor, scale: Tensor, amplitude_free: bool) -> Tensor:
+    """D W D^T (B or 1, 8, 8): slope, velocity, labels (z-scored by `scale`), residual.
+
+    Parameters
+    ----------
+    around : Linearised
+        Its rows are those of D.
+    tilt : (n,) tensor
+        Shape of a slope.
+    scale : (B or 1, 8) tensor
+        Factor of each row.
+    amplitude_free : bool
+        Project the model itself out of every row (an amplitude with a flat prior).
     """
-
-    def parts(x: Tensor) -> Tensor:
-        return x.reshape(-1, CHUNKS, 1, x.shape[1] // CHUNKS)
-
-    design = torch.cat([parts(row) for row in rows], 2)  # (B, chunks, R, pixels)
+    rows = [around.model, in_parts(tilt[None]) * around.model, around.velocity, around.jacobian, around.residual]
+    design = torch.cat(rows, 2) * around.root
+    gram = (design @ design.transpose(2, 3)).sum(0)
+    own, others = gram[:, :1, 1:], gram[:, 1:, 1:]
     if amplitude_free:
-        weighted = around.inverse_variance * around.model
-        power = parts(weighted * around.model).sum(3, keepdim=True).sum(1, keepdim=True).clamp(min=1e-30)
-        overlap = (design * parts(weighted)).sum(3, keepdim=True).sum(1, keepdim=True) / power
-        design = design - overlap * parts(around.model)
-    design = design * parts(around.inverse_variance.sqrt())
-    return (design @ design.transpose(2, 3)).sum(1)
+        others = others - own.transpose(1, 2) * (own / gram[:, :1, :1].clamp(min=1e-30))
+    return others * (scale[:, :, None] * scale[:, None])
 
 
 class Limits(nn.Module):
@@ -131,46 +169,49 @@ class Limits(nn.Module):
     """
 
     tilt: Tensor
-    label_sd: Tensor
+    scale: Tensor
+    order: Tensor
+    known: Tensor
 
     def __init__(self, emulator: TorchEmulator, scenario: Scenario) -> None:
         super().__init__()
         self.emulator = emulator
         self.scenario = scenario
-        self.register_buffer("tilt", torch.linspace(-1.0, 1.0, len(emulator.mean)))
-        self.register_buffer("label_sd", torch.tensor(LABEL_BOX.sd, dtype=torch.float32))
+        sd = torch.as_tensor(LABEL_BOX.sd, dtype=torch.float32)
+        nuisances = torch.tensor([scenario.slope_sd, scenario.velocity_sd])
+        # slope and velocity first, where the scenario has them, then the labels, log g last, and the residual
+        order = [row for row in (0, 1) if nuisances[row] > 0] + [2 + i for i in LOG_G_LAST] + [7]
+        without = torch.tensor([1.0 if row < 2 else 0.0 for row in order])
+        with_prior = torch.tensor([0.0 if row == 7 else 1.0 for row in order])
+        for name, value in {
+            "tilt": torch.linspace(-1.0, 1.0, emulator.rows.shape[0] * emulator.rows.shape[2]),
+            "scale": torch.cat([nuisances, sd, torch.ones(1)])[None],
+            "order": torch.tensor(order),
+            "known": torch.stack([torch.diag(without), torch.diag(with_prior)]),
+        }.items():
+            self.register_buffer(name, value, persistent=False)
 
     def forward(self, labels: Tensor, flux: Tensor, inverse_variance: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """CRLB, CRLB with label prior (dex) and residual chi2, each (B,); inputs (B, 5), (B, n), (B, n)."""
-        around = linearise(self.emulator, labels, flux, inverse_variance)
-        jacobian = around.jacobian * self.label_sd[:, None]
-        rows = []
-        if self.scenario.slope_sd > 0:
-            rows.append(self.scenario.slope_sd * self.tilt * around.model)
-        if self.scenario.velocity_sd > 0:
-            rows.append(self.scenario.velocity_sd * around.velocity)
-        nuisances = len(rows)
-        rows += [jacobian[:, i] for i in range(5) if i != LOG_G] + [jacobian[:, LOG_G], around.residual]
-        gram = products(rows, around, self.scenario.amplitude_free)  # (B, R, R), the residual last
-        known = torch.tensor([1.0] * nuisances + [0.0] * 6, device=gram.device)
-        sd = self.label_sd[LOG_G]
-        pivot, _, identifiable = eliminate(gram + torch.diag(known))
+        free = self.scenario.amplitude_free
+        around = linearise(self.emulator, labels, flux, inverse_variance, projected=free)
+        gram = products(around, self.tilt, self.scale, free)[:, self.order][:, :, self.order]
+        twice = (gram[:, None] + self.known).flatten(0, 1)  # each row with the labels free, then with their prior
+        pivot, left, identifiable = (x.reshape(-1, 2) for x in eliminate(twice))
+        sigma = self.scale[0, 2 + LOG_G] * pivot.rsqrt()
         identifiable = identifiable & (pivot > 1.0 / HOPELESS**2)
-        crlb = torch.where(identifiable, sd * pivot.rsqrt(), torch.inf)
-        known = torch.tensor([1.0] * (nuisances + 5) + [0.0], device=gram.device)
-        pivot, chi2, _ = eliminate(gram + torch.diag(known))
-        return crlb, sd * pivot.rsqrt(), chi2
+        return torch.where(identifiable, sigma, torch.inf)[:, 0], sigma[:, 1], left[:, 1]
 
 
 def eliminate(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eliminate all rows but the last of (B, R, R): pivot of row R - 2, what is left of the last, identifiability."""
-    own = torch.diagonal(gram, dim1=1, dim2=2)
-    identifiable = torch.ones_like(own[:, 0], dtype=torch.bool)
-    pivot = own[:, 0]
-    for k in range(gram.shape[1] - 1):
-        pivot = gram[:, 0, 0]
-        identifiable = identifiable & (pivot > PIVOT_GUARD * own[:, k])
-        pivot = torch.maximum(pivot, 1e-7 * own[:, k]).clamp(min=1e-30)
-        column = gram[:, 1:, 0]
-        gram = gram[:, 1:, 1:] - column[:, :, None] * (column / pivot[:, None])[:, None, :]
-    return pivot, gram[:, 0, 0], identifiable
+    size = gram.shape[1]
+    own = gram.flatten(1)[:, :: size + 1][:, :-1]
+    floors = (1e-7 * own).clamp(min=1e-30).split(1, 1)
+    pivots = []
+    for k, floor in enumerate(floors):
+        column = gram[:, :, k]
+        pivots.append(column[:, k : k + 1])
+        gram = gram - column[:, :, None] * (column / torch.maximum(pivots[k], floor))[:, None]
+    identifiable = (torch.cat(pivots, 1) > PIVOT_GUARD * own).all(1)
+    return torch.maximum(pivots[-1], floors[-1])[:, 0], gram[:, -1, -1], identifiable

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor, nn
 
 from specvit_deploy.emulator import Emulator
-from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G
+from specvit_deploy.labels import LABEL_BOX
 from specvit_deploy.scenario import get_scenario
-from specvit_training.limits import TorchEmulator, linearise, products
+from specvit_training.limits import LOG_G_LAST, TorchEmulator, linearise, products
 from specvit_training.vit import LOG_SPREAD, SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
 HIDDEN = 256
@@ -29,8 +29,6 @@ SEEN = 10 + 5 + 5 + 5 + 10 + 2
 """First estimate; Gauss-Newton step, log pivots, whitened score, lower factor of the labels; S/N, chi2."""
 CLIP = 10.0
 """Residuals beyond this many errors count as this many."""
-ORDER = [*(i for i in range(len(LABELS)) if i != LOG_G), LOG_G]
-"""Order of elimination of the labels, log g last."""
 
 
 class SecondLook(nn.Module):
@@ -55,6 +53,8 @@ class SecondLook(nn.Module):
             "mean": mean,
             "reference_information": reference_error.square(),
             "tilt": torch.linspace(-1.0, 1.0, len(mean)),
+            "rows": torch.tensor([0, 1, *(2 + i for i in LOG_G_LAST), 7]),
+            "prior": torch.diag(torch.tensor([1.0] * 7 + [0.0])),
             "nuisance_sd": torch.tensor([[s.slope_sd, s.velocity_sd] for s in scenarios]),
             "center": torch.as_tensor(LABEL_BOX.center, dtype=torch.float32),
             "sd": torch.as_tensor(LABEL_BOX.sd, dtype=torch.float32),
@@ -80,6 +80,8 @@ class SecondLook(nn.Module):
     mean: Tensor
     reference_information: Tensor
     tilt: Tensor
+    rows: Tensor
+    prior: Tensor
     nuisance_sd: Tensor
     center: Tensor
     sd: Tensor
@@ -123,39 +125,39 @@ class SecondLook(nn.Module):
     def seen(self, first: Tensor, x: Normalised) -> Tensor:
         """What the perceptron sees of the likelihood around the first estimate, (B, SEEN)."""
         labels = torch.minimum(torch.maximum(self.center + self.sd * first[:, :5], self.low), self.high)
-        z = ((labels - self.center) / self.sd)[:, ORDER]
-        around = linearise(self.emulator, labels, x.residual + self.mean, x.information / self.reference_information)
-        nuisance_sd = self.nuisance_sd[x.scenario]
-        rows = [nuisance_sd[:, :1] * self.tilt * around.model, nuisance_sd[:, 1:] * around.velocity]
-        rows += [around.jacobian[:, i] * self.sd[i] for i in ORDER]
-        limit = CLIP * around.inverse_variance.clamp(min=1e-30).rsqrt()  # a cosmic ray is no score
+        z = (labels - self.center) / self.sd
+        flux, w = x.residual + self.mean, x.information / self.reference_information
+        around = linearise(self.emulator, labels, flux, w, projected=True)
+        limit = CLIP / around.root.clamp(min=1e-15)  # a cosmic ray is no score
         residual = torch.minimum(torch.maximum(around.residual, -limit), limit)
-        gram = products([*rows, residual], around, amplitude_free=True)  # (B, 8, 8): nuisances, labels, residual
-        chi2 = gram[:, -1:, -1] / (x.information > 0).sum(1, keepdim=True).clamp(min=1)
+        nothing = torch.zeros_like(z[:, :1])
+        scale = torch.cat([self.nuisance_sd[x.scenario], nothing + self.sd, nothing + 1.0], 1)
+        gram = products(around._replace(residual=residual), self.tilt, scale, amplitude_free=True)
+        chi2 = gram[:, -1, -1:] / (x.information > 0).to(z.dtype).sum(1, keepdim=True).clamp(min=1)
+        last = gram[:, -1:] - torch.cat([nothing, nothing, z, nothing], 1)[:, None]  # the prior pulls to the centre
+        gram = torch.cat([gram[:, :-1], last], 1)[:, self.rows][:, :, self.rows] + self.prior
         score, pivots, lower = [], [], []
         for k in range(7):
-            pivot = gram[:, 0, 0].clamp(min=0.0) + 1.0  # the prior
-            column = gram[:, 1:, 0]
+            column = gram[:, :, k]
+            pivot = column[:, k : k + 1].clamp(min=1.0)
+            row = column / pivot
             if k > 1:
-                prior = torch.zeros_like(column)
-                prior[:, -1] = z[:, k - 2]
-                column = column - prior
                 pivots.append(pivot)
-                lower.append(column[:, :-1] / pivot[:, None])
-                score.append(column[:, -1] / pivot)
-            gram = gram[:, 1:, 1:] - column[:, :, None] * (column / pivot[:, None])[:, None, :]
+                lower.append(row[:, k + 1 : 7])
+                score.append(row[:, 7:])
+            gram = gram - column[:, :, None] * row[:, None]
         step: list[Tensor] = []
         for k in reversed(range(5)):  # L^T step = P^-1 (L^-1 g)
-            known = sum((lower[k][:, j] * step[j] for j in range(len(step))), torch.zeros_like(score[k]))
-            step.insert(0, score[k] - known)
-        pivot = torch.stack(pivots, 1)
+            known = [lower[k][:, j : j + 1] * solved for j, solved in enumerate(step)]
+            step.insert(0, score[k] - sum(known) if known else score[k])
+        pivot = torch.cat(pivots, 1)
         return torch.cat(
             [
                 first[:, :5].clamp(-3.0, 3.0),
                 first[:, 5:].clamp(*LOG_SPREAD),
-                torch.stack(step, 1).clamp(-4.0, 4.0),
+                torch.cat(step, 1).clamp(-4.0, 4.0),
                 pivot.log(),
-                (torch.stack(score, 1) * pivot.sqrt()).clamp(-8.0, 8.0),
+                (torch.cat(score, 1) * pivot.sqrt()).clamp(-8.0, 8.0),
                 torch.cat(lower, 1).clamp(-4.0, 4.0),
                 x.log_snr,
                 chi2.clamp(min=0.5, max=2.0).log(),
