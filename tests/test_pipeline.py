@@ -237,8 +237,12 @@ def test_the_bosz_giant_of_known_gravity_is_recovered_under_the_noise_of_the_ins
     with h5py.File(SHARED / "real" / "bosz_pfs_mr.h5") as file:
         flux = file["flux"][2].astype(float)
     error = expected_error(default_noise_model(), flux[None], 21.0)  # S/N 12
-    noisy = flux + error * np.random.default_rng(1).standard_normal((20, flux.size))
+    noisy = flux + error * np.random.default_rng(1).standard_normal((300, flux.size))
     table = sv.Estimator.load(bundle)(noisy, np.broadcast_to(error, noisy.shape))
-    assert (table["quality"] == 0).all()
-    assert abs(table["log_g"].mean() - 2.0) < 0.25
-    assert (abs(table["log_g"] - 2.0) < 3 * table["log_g_err"]).all()
+    assert (table["quality"] == 0).mean() > 0.95
+    assert abs(table["log_g"].mean() - 2.0) < 0.15
+    z = (table["log_g"] - 2.0) / table["log_g_err"]
+    assert (abs(z) < 1).mean() > 0.683 - 3 * np.sqrt(
+        0.683 * 0.317 / len(z)
+    )  # the stated error covers, 3 standard errors
+    assert np.sqrt((z**2).mean()) < 1.2
