@@ -9,12 +9,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from specvit_deploy import __version__
 from specvit_deploy.errors import SpecVitError, missing_extra
+
+if TYPE_CHECKING:
+    from specvit_deploy.engines import Engine
 
 
 @dataclass(frozen=True)
@@ -166,7 +169,18 @@ def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[in
     help="Add noise of this many times the errors (for clean flux).",
 )
 @click.option("--seed", default=0, show_default=True, help="Seed of that noise.")
+@click.option(
+    "--engine",
+    default="auto",
+    show_default=True,
+    help="onnxruntime, cuda, openvino, tensorrt, tensorrt-rtx or auto: the fastest that the bundle was verified with.",
+)
+@click.option(
+    "--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, int8-bf16, or auto: the fastest."
+)
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
+@click.option("--batch", type=click.IntRange(1), help="Rows of one call.  [default: the engine's measured best]")
+@click.option("--allow-fallback", is_flag=True, help="If that engine cannot: onnxruntime fp32, and a bit on every row.")
 def predict(
     catalog: Path | None,
     output: Path | None,
@@ -174,7 +188,11 @@ def predict(
     demo: bool,
     noise_level: float,
     seed: int,
+    engine: str,
+    precision: str,
     threads: int,
+    batch: int | None,
+    allow_fallback: bool,
 ) -> None:
     """Estimate log g with its Cramer-Rao bound for every spectrum of CATALOG (HDF5)."""
     from specvit_deploy.pipeline import predict as run
@@ -192,11 +210,20 @@ def predict(
             bundle,
             noise_level=noise_level,
             seed=seed,
+            engine=engine,
+            precision=precision,
             threads=threads,
+            batch=batch,
+            allow_fallback=allow_fallback,
+            loaded=_say_engine,
             start=start,
             advance=advance,
         )
     click.echo(summarise(output))
+
+
+def _say_engine(engine: Engine) -> None:
+    click.echo(f"engine {engine.name} {engine.precision} ({engine.description})")
 
 
 def _write_demo(catalog: Path) -> Path:

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.bundle import DEFAULT, Bundle, load_bundle
-from specvit_deploy.engines import load_engine
+from specvit_deploy.engines import AUTO, Engine, load_engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats import Block, Catalog
-from specvit_deploy.quality import assess, median_snr
+from specvit_deploy.quality import Quality, assess, median_snr
 from specvit_deploy.results import ResultWriter, assemble, is_result, provenance
 
 BLOCK = 512
@@ -25,7 +25,14 @@ NOISE_FREE = 0.3
 
 
 class Estimator:
-    """A bundle on its engine, for pipelines that hold spectra in memory.
+    """A bundle on an engine, for pipelines that hold spectra in memory.
+
+    Parameters
+    ----------
+    bundle : Bundle
+        The model.
+    engine : Engine, optional
+        What runs it; without one the fastest verified engine of this machine.
 
     Examples
     --------
@@ -34,14 +41,23 @@ class Estimator:
     >>> table = estimator(flux, error)  # doctest: +SKIP
     """
 
-    def __init__(self, bundle: Bundle, threads: int = 1) -> None:
+    def __init__(self, bundle: Bundle, engine: Engine | None = None) -> None:
         self.bundle = bundle
-        self.engine = load_engine(bundle, threads)
+        self.engine = engine or load_engine(bundle)
 
     @classmethod
-    def load(cls, bundle: str | Path = DEFAULT, threads: int = 1) -> Estimator:
-        """Load a bundle by path or embedded name."""
-        return cls(load_bundle(bundle), threads)
+    def load(
+        cls,
+        bundle: str | Path = DEFAULT,
+        engine: str = AUTO,
+        precision: str = AUTO,
+        threads: int = 1,
+        batch: int | None = None,
+        allow_fallback: bool = False,
+    ) -> Estimator:
+        """Load a bundle by path or embedded name; the rest as in `specvit_deploy.engines.load_engine`."""
+        loaded = load_bundle(bundle)
+        return cls(loaded, load_engine(loaded, engine, precision, threads, batch, allow_fallback))
 
     def __call__(self, flux: NDArray[Any], error: NDArray[Any], id: NDArray[Any] | None = None) -> NDArray[Any]:
         """Estimate log g.
@@ -57,7 +73,8 @@ class Estimator:
         Returns
         -------
         (N,) structured array
-            Columns of `specvit_deploy.results.columns`.
+            Columns of `specvit_deploy.results.columns`; every row carries `Quality.ENGINE_FALLBACK` if the engine
+            stands in for the one that was asked for.
 
         Raises
         ------
@@ -74,6 +91,8 @@ class Estimator:
         estimate = self.engine.run(flux, error)
         snr = median_snr(flux, error)
         quality = assess(estimate, np.isfinite(flux).sum(axis=1), snr, n, self.bundle.domain)
+        if self.engine.fell_back:
+            quality |= np.int32(Quality.ENGINE_FALLBACK)
         return assemble(np.arange(len(flux)) if id is None else id, estimate, snr, quality)
 
 
@@ -84,7 +103,12 @@ def predict(
     *,
     noise_level: float = 0.0,
     seed: int = 0,
+    engine: str = AUTO,
+    precision: str = AUTO,
     threads: int = 1,
+    batch: int | None = None,
+    allow_fallback: bool = False,
+    loaded: Callable[[Engine], None] = lambda engine: None,
     start: Callable[[int], None] = lambda rows: None,
     advance: Callable[[int], None] = lambda rows: None,
 ) -> NDArray[Any] | Path:
@@ -102,8 +126,10 @@ def predict(
         Add noise of this many times the error column (for catalogues of clean flux).
     seed : int
         Of that noise; a row's noise depends on the seed and its number alone.
-    threads : int
-        Threads of the engine.
+    engine, precision, threads, batch, allow_fallback
+        What runs the model, as in `specvit_deploy.engines.load_engine`.
+    loaded : callable
+        Told the engine that runs.
     start, advance : callable
         Told the number of rows before the first and after each block.
 
@@ -119,7 +145,8 @@ def predict(
     """
     if not noise_level >= 0:
         raise SpecVitError(f"noise level {noise_level} is impossible; give 0 for none, 1 for the errors as they are")
-    estimator = Estimator.load(bundle, threads)
+    estimator = Estimator.load(bundle, engine, precision, threads, batch, allow_fallback)
+    loaded(estimator.engine)
     with Catalog(catalog, estimator.bundle.grid) as source:
         if output is not None:
             check_output(Path(output))
@@ -132,7 +159,8 @@ def predict(
             bundle_sha256=estimator.bundle.sha256,
             scenario=estimator.bundle.scenario,
             engine=estimator.engine.name,
-            precision="fp32",
+            precision=estimator.engine.precision,
+            engine_description=estimator.engine.description,
             catalog=source.path.name,
             layout=source.layout,
             rows=len(source),

@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy.bundle import Bundle
+from specvit_deploy.engines.batches import check_names, in_batches
 from specvit_deploy.errors import SpecVitError, missing_extra
+
+EXTRA = "cpu"
+FORMS = {"fp32": "fp32", "int8": "int8"}
+BATCH = 16
+"""Rows of one call: small batches stay in the cache of a CPU core."""
+PROVIDER = "CPUExecutionProvider"
+
+
+def why_not(precision: str) -> str | None:
+    """None if onnxruntime is installed: it runs both precisions on every CPU."""
+    if find_spec("onnxruntime") is None:
+        return f"onnxruntime is not installed: pip install 'specvit-deploy[{EXTRA}]'"
+    return None
+
+
+def load(bundle: Bundle, precision: str, threads: int, batch: int | None) -> OnnxRuntimeEngine:
+    """Load a bundle's graph."""
+    return OnnxRuntimeEngine(bundle.graph(FORMS[precision]), threads, batch or BATCH, precision)
 
 
 class OnnxRuntimeEngine:
@@ -22,51 +43,64 @@ class OnnxRuntimeEngine:
         Threads inside one operator; one per process is the fastest per core.
     batch : int
         Rows of one call.
+    precision : str
+        Of the graph.
 
     Raises
     ------
     SpecVitError
-        If onnxruntime is not installed or cannot load the graph.
+        If onnxruntime is not installed or cannot load the graph, or the graph is not one of a bundle.
     """
 
-    name = "onnxruntime-cpu"
+    name = "onnxruntime"
+    fell_back = False
 
-    def __init__(self, graph: Path, threads: int, batch: int) -> None:
+    def __init__(self, graph: Path, threads: int = 1, batch: int = BATCH, precision: str = "fp32") -> None:
         try:
             import onnxruntime as ort
         except ModuleNotFoundError as error:
             if error.name != "onnxruntime":
                 raise
-            raise missing_extra("prediction", "cpu") from None
+            raise missing_extra("prediction", EXTRA) from None
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
-            self.session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+            self.session = ort.InferenceSession(str(graph), options, providers=[PROVIDER])
         except Exception as error:  # its own exception classes, one per status code
-            raise SpecVitError(
-                f"onnxruntime {ort.__version__} cannot load {graph} ({error}); install onnxruntime>=1.25"
-            ) from None
-        self.batch = batch
+            raise cannot_load(graph, error) from None
+        check_provider(self.session, PROVIDER)
         self.names = [output.name for output in self.session.get_outputs()]
+        check_names(graph, (value.name for value in self.session.get_inputs()), self.names)
+        self.batch, self.precision = batch, precision
+        self.description = f"onnxruntime {ort.__version__}, CPU, {threads} thread{'s' * (threads > 1)}"
 
     def run(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Outputs of the graph by name, from flux and error (N, 4096)."""
-        parts = []
-        for start in range(0, len(flux), self.batch):
-            rows = slice(start, start + self.batch)
-            f, e = (_padded(array[rows], self.batch) for array in (flux, error))
-            parts.append(self.session.run(None, {"flux": f, "error": e}))
-        n = len(flux)
-        return {
-            name: np.concatenate(column)[:n] for name, column in zip(self.names, zip(*parts, strict=True), strict=True)
-        }
+        return in_batches(self._once, flux, error, self.batch)
+
+    def _once(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        return dict(zip(self.names, self.session.run(None, {"flux": flux, "error": error}), strict=True))
 
 
-def _padded(array: NDArray[np.float32], rows: int) -> NDArray[np.float32]:
-    array = np.ascontiguousarray(array, np.float32)
-    if len(array) == rows:
-        return array
-    return np.concatenate([array, np.ones((rows - len(array), array.shape[1]), np.float32)])
+def cannot_load(graph: Path, error: Exception) -> SpecVitError:
+    """Build the error for a graph that ONNX Runtime refuses."""
+    import onnxruntime as ort
+
+    reason = " ".join(str(error).split())[:300]
+    return SpecVitError(f"onnxruntime {ort.__version__} cannot load {graph} ({reason}); install onnxruntime>=1.25")
+
+
+def check_provider(session: Any, provider: str) -> None:
+    """Refuse a session that came up on another provider than the one asked for, which ONNX Runtime does silently.
+
+    Raises
+    ------
+    SpecVitError
+        If the session's first provider is another one.
+    """
+    first = session.get_providers()[0]
+    if first != provider:
+        raise SpecVitError(f"onnxruntime runs on {first} instead of {provider}; choose engine auto")
