@@ -67,13 +67,8 @@ class OnnxRuntimeEngine:
         options.inter_op_num_threads = 1
         options.log_severity_level = 3
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-        try:
-            self.session = ort.InferenceSession(str(graph), options, providers=[PROVIDER])
-        except Exception as error:  # its own exception classes, one per status code
-            raise cannot_load(graph, error) from None
-        check_provider(self.session, PROVIDER)
+        self.session = open_session(graph, options, PROVIDER)
         self.names = [output.name for output in self.session.get_outputs()]
-        check_names(graph, (value.name for value in self.session.get_inputs()), self.names)
         self.batch, self.precision = batch, precision
         self.description = f"onnxruntime {ort.__version__}, CPU, {threads} thread{'s' * (threads > 1)}"
 
@@ -85,22 +80,26 @@ class OnnxRuntimeEngine:
         return dict(zip(self.names, self.session.run(None, {"flux": flux, "error": error}), strict=True))
 
 
-def cannot_load(graph: Path, error: Exception) -> SpecVitError:
-    """Build the error for a graph that ONNX Runtime refuses."""
-    import onnxruntime as ort
-
-    reason = " ".join(str(error).split())[:300]
-    return SpecVitError(f"onnxruntime {ort.__version__} cannot load {graph} ({reason}); install onnxruntime>=1.25")
-
-
-def check_provider(session: Any, provider: str) -> None:
-    """Refuse a session that came up on another provider than the one asked for, which ONNX Runtime does silently.
+def open_session(graph: Path, options: Any, provider: str, settings: dict[str, str] | None = None) -> Any:
+    """Open a session of ONNX Runtime on one provider.
 
     Raises
     ------
     SpecVitError
-        If the session's first provider is another one.
+        If the graph does not load, the session came up on another provider (which ONNX Runtime does silently), or
+        the graph is not one of a bundle.
     """
+    import onnxruntime as ort
+
+    try:
+        session = ort.InferenceSession(str(graph), options, [(provider, settings or {})], enable_fallback=0)
+    except Exception as error:  # its own exception classes, one per status code
+        reason = " ".join(str(error).split())[:300]
+        raise SpecVitError(
+            f"onnxruntime {ort.__version__} cannot load {graph} ({reason}); install onnxruntime>=1.25"
+        ) from None
     first = session.get_providers()[0]
     if first != provider:
-        raise SpecVitError(f"onnxruntime runs on {first} instead of {provider}; choose engine auto")
+        raise SpecVitError(f"onnxruntime came up on {first} instead of {provider}; choose engine auto")
+    check_names(graph, *([value.name for value in values] for values in (session.get_inputs(), session.get_outputs())))
+    return session
