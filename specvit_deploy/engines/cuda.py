@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 from collections import Counter
+from contextlib import redirect_stdout
 from importlib.util import find_spec
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -39,23 +41,22 @@ def why_not(precision: str) -> str | None:
     """None if a card is there, the driver sees it, and the installed onnxruntime can put an array on it."""
     if find_spec("onnxruntime") is None:
         return f"onnxruntime is not installed: pip install 'specvit-deploy[{EXTRA}]'"
-    import onnxruntime as ort
-
-    if PROVIDER not in ort.get_available_providers():
-        return (
-            f"the installed onnxruntime has no CUDA: pip uninstall onnxruntime, pip install 'specvit-deploy[{EXTRA}]'"
-        )
     device = cuda_device()
     if device is None:
         return "no CUDA device"
     name, capability = device
     if precision == "bf16" and capability < FIRST_BF16:
         return f"{name} has no bfloat16"
+    import onnxruntime as ort
+
+    if PROVIDER not in ort.get_available_providers():
+        return f"this onnxruntime has no CUDA: pip uninstall onnxruntime, then pip install 'specvit-deploy[{EXTRA}]'"
     try:
-        ort.preload_dlls()  # those that pip installed
+        with redirect_stdout(StringIO()):
+            ort.preload_dlls()  # those that pip installed
         ort.OrtValue.ortvalue_from_numpy(np.zeros(1, np.float32), "cuda", 0)
-    except Exception as error:  # missing libraries, another CUDA than it was built for, a card in another's hands
-        return f"onnxruntime cannot use {name} ({str(error).split('CUDA_CALL')[0].splitlines()[0][-160:]})"
+    except Exception as error:  # missing libraries, another CUDA than it was built for, no memory left
+        return f"onnxruntime cannot use {name} ({' '.join(str(error).split())[-160:]})"
     return None
 
 
