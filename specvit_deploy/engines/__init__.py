@@ -147,10 +147,20 @@ def choice(engine: str, precision: str, bundle: Bundle | None = None) -> Choice:
     module = engine_module(engine)
     form = module.FORMS[precision]
     reason = module.why_not(precision)
-    if reason is None and bundle is not None and form not in bundle.manifest["graphs"]:
-        reason = f"the bundle has no {form} graph"
+    if reason is None and bundle is not None:
+        reason = lacking(bundle, form, precision)
     milliseconds = verified(bundle).get((engine, precision)) if bundle is not None else None
     return Choice(engine, precision, form, reason, milliseconds)
+
+
+def lacking(bundle: Bundle, form: str, precision: str) -> str | None:
+    """What a bundle lacks to be run at a precision through a form; None if nothing."""
+    graphs = bundle.manifest["graphs"]
+    if form not in graphs:
+        return f"the bundle has no {form} graph"
+    if precision != "fp32" and not graphs[form].get("trunk"):
+        return f"the {form} graph names no transformer layers to run in {precision}"
+    return None
 
 
 def check_request(engine: str, precision: str) -> None:
