@@ -1,11 +1,11 @@
-"""From a checkpoint to a sealed bundle: load -> calibrate -> build -> check -> seal. One function tells the story."""
+"""From a source to a sealed bundle: load -> build -> check -> seal. One function tells the story."""
 
 from __future__ import annotations
 
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,119 +13,72 @@ from typing import Any
 import onnx
 import torch
 from safetensors.torch import save
-from specvit_training.calibrate import calibrate, calibration_recipe
-from specvit_training.checkpoint import load_checkpoint, subtree
-from specvit_training.contestants import checkpoint_cost
-from specvit_training.estimator import Estimator
 from specvit_training.evaluate import score_estimator
-from specvit_training.vit import CONFIGS, named_shape
 
 from specvit_deploy import __version__
 from specvit_deploy.bundle import FORMAT, MANIFEST, file_sha256
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX, LABELS, UNITS
-from specvit_deploy.noise import default_noise_model
 from specvit_deploy.recipe import test_recipe
-from specvit_deploy.scenario import get_scenario
-from specvit_export.graph import OPSET, build_graph
+from specvit_export.forms import build_forms
 from specvit_export.parity import check_parity
+from specvit_export.source import WEIGHTS, Source, open_source, own_tensors
 
-GRAPH = "graphs/fp32.onnx"
-WEIGHTS = "weights.safetensors"
+DEFAULT_FORMS = ("fp32", "int8")
 
 
 def export_bundle(
-    checkpoint: Path,
+    source: str | Path,
     output: Path,
-    scenario: str = "survey",
+    scenario: str | None = None,
     spectra: int = 60_000,
     tests: int = 10_000,
+    forms: Sequence[str] = DEFAULT_FORMS,
     log: Callable[[str], None] = print,
 ) -> Path:
-    """Export a checkpoint as a bundle directory, whole or not at all.
+    """Export a checkpoint or another bundle's weights as a bundle directory, whole or not at all.
 
     Parameters
     ----------
-    checkpoint : Path
-        Of a ViT.
+    source : str or path
+        A ViT's checkpoint (.safetensors), a bundle, or the name of an embedded one.
     output : Path
         Directory to make; its last part is the bundle's name.
-    scenario : str
-        Which nuisances the network is told, the limits carry and the calibration is for.
+    scenario : str, optional
+        Which nuisances the network is told, the limits carry and the calibration is for; default that of the bundle,
+        `survey` for a checkpoint.
     spectra, tests : int
         Simulated spectra behind the calibration, and test spectra behind the stated metrics.
+    forms : sequence of str
+        Keys of `FORMS`; fp32 is always among them.
     log : callable
         Told each step.
 
     Raises
     ------
     SpecVitError
-        If the output exists, the model has no bundle form, or parity fails; nothing is left behind.
+        If the output exists, the source cannot be exported, or parity fails; nothing is left behind.
     """
     if output.exists():
         raise SpecVitError(f"{output} exists already; remove it or choose another place with -o")
-    log(f"load       {checkpoint}")
-    tensors, header = load_checkpoint(checkpoint)
-    model = header["config"]["model"]
-    if model not in CONFIGS or CONFIGS[model].outputs != 10:
-        raise SpecVitError(f"{model} has no graph with labels and spreads; export one of {', '.join(CONFIGS)}")
-    shape = named_shape(model, header["config"].get("shape"))
-    if shape.look and not header.get("looked"):
-        raise SpecVitError(f"{checkpoint} has no second look yet: its training has not ended; run 'train' again")
-    estimator = Estimator(shape, default_emulator(), default_noise_model(), get_scenario(scenario))
-    estimator.vit.load_state_dict(subtree(tensors, "ema"))
-    recipe = calibration_recipe(scenario, spectra)
-    log(f"calibrate  on {spectra} {scenario} spectra")
-    domain, calibration = calibrate(estimator, recipe)
-    cost = checkpoint_cost(header, estimator.vit)
+    opened = open_source(source, scenario, spectra, log)
     temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
     try:
         (temporary / "graphs").mkdir(parents=True)
-        log(f"build      ONNX opset {OPSET}, fused attention")
-        build_graph(
-            estimator,
-            temporary / GRAPH,
-            {"model": model, "scenario": scenario, "specvit_deploy": __version__},
-        )
+        metadata = {"model": opened.model, "scenario": opened.facts["scenario"], "specvit_deploy": __version__}
+        graphs = build_forms(opened.estimator, temporary, ["fp32", *forms], metadata, log)
+        (temporary / WEIGHTS).write_bytes(save(own_tensors(opened.estimator)))
+        manifest = describe(opened, temporary, output.name, graphs)
         log("check      torch against ONNX Runtime")
-        parity = check_parity(estimator, temporary / GRAPH, scenario)
+        parity = check_parity(opened.estimator, temporary / graphs["fp32"]["file"], opened.facts["scenario"])
         largest = parity["largest"]
         log(f"           largest |d log_g| {largest['labels']:.1e} dex, relative CRLB {largest['log_g_crlb']:.1e}")
         log("seal       weights, metrics, hashes")
-        (temporary / WEIGHTS).write_bytes(save(own_tensors(estimator)))
-        manifest: dict[str, Any] = {
-            "format": FORMAT,
-            "name": output.name,
-            "graphs": {
-                "fp32": {
-                    "file": GRAPH,
-                    "sha256": file_sha256(temporary / GRAPH),
-                    "precision": "float32",
-                    "opset": OPSET,
-                }
-            },
-            "files": {name: file_sha256(temporary / name) for name in (GRAPH, WEIGHTS)},
-            "grid": {**asdict(default_emulator().grid), "medium": "vacuum", "unit": "Angstrom"},
-            "labels": list(LABELS),
-            "units": UNITS,
-            "box": asdict(LABEL_BOX),
-            "scenario": scenario,
-            "domain": asdict(domain),
-            "calibration": {"recipe": recipe.describe(), **calibration.describe()},
-            "training": {
-                "config": header["config"],
-                "steps": header["step"],
-                "minutes": cost.training_minutes,
-                "spectra": cost.spectra_seen,
-                "parameters": cost.parameters,
-                "gflop": cost.gflop,
-            },
-            "emulator": default_emulator().meta,
-            "metrics": [score_estimator(estimator, test_recipe(name, tests)) for name in ("study", "survey")],
-            "parity": {"fp32": parity},
-            "versions": {"specvit_deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
-        }
+        manifest["metrics"] = [
+            score_estimator(opened.estimator, test_recipe(name, tests)) for name in ("study", "survey")
+        ]
+        manifest["parity"] = {"onnxruntime/fp32": parity}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
         temporary.replace(output)
     finally:
@@ -133,6 +86,19 @@ def export_bundle(
     return output
 
 
-def own_tensors(estimator: Estimator) -> dict[str, torch.Tensor]:
-    """What training and calibration made: the state of the estimator; its emulator has its own file."""
-    return {k: v.contiguous() for k, v in estimator.state_dict().items()}
+def describe(source: Source, folder: Path, name: str, graphs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Manifest of a bundle in `folder`, all but metrics and parity."""
+    files = [WEIGHTS, *(graph["file"] for graph in graphs.values())]
+    return {
+        "format": FORMAT,
+        "name": name,
+        "graphs": graphs,
+        "files": {file: file_sha256(folder / file) for file in files},
+        "grid": {**asdict(default_emulator().grid), "medium": "vacuum", "unit": "Angstrom"},
+        "labels": list(LABELS),
+        "units": UNITS,
+        "box": asdict(LABEL_BOX),
+        **source.facts,
+        "emulator": default_emulator().meta,
+        "versions": {"specvit_deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
+    }

@@ -1,0 +1,93 @@
+"""The int8 form: matrix products of the layers with static scales, everything else float32.
+
+Weights and activations are signed and symmetric (S8S8), weights with one scale per output channel. Scales of the
+activations are constants found on simulated spectra over the range of S/N: a dynamic scale would be shared by a batch,
+and a bright star would move the others.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnxruntime.quantization import (
+    CalibrationDataReader,
+    CalibrationMethod,
+    QuantFormat,
+    QuantType,
+    quantize_static,
+)
+
+from specvit_deploy.recipe import Recipe
+from specvit_export.graph import trunk_nodes
+
+CALIBRATION_MAG = ((15.0, 18.0), (18.0, 21.0), (21.0, 23.0), (23.0, 25.0))
+"""Ranges of magnitude of the spectra behind the scales, equally many from each."""
+CALIBRATION_SEED = 9_001
+"""Seed of these spectra: apart from every training, test and calibration set."""
+SPECTRA = 256
+METHOD = CalibrationMethod.MinMax
+BATCH = 16
+
+
+def calibration_spectra(scenario: str, n: int = SPECTRA) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Flux and error (n, 4096) from bright to faint; every fourth spectrum has up to nine tenths of it masked."""
+    each = n // len(CALIBRATION_MAG)
+    blocks = [
+        block
+        for k, mag in enumerate(CALIBRATION_MAG)
+        for block in Recipe(scenario, mag, each, CALIBRATION_SEED + k).blocks()
+    ]
+    flux, error = (np.concatenate([block[part] for block in blocks]) for part in (1, 2))
+    rng = np.random.default_rng(CALIBRATION_SEED)
+    masked = error[::4]
+    masked[rng.random(masked.shape) < rng.uniform(0.0, 0.9, (len(masked), 1))] = np.inf
+    return flux, error
+
+
+class _Spectra(CalibrationDataReader):  # type: ignore[misc]
+    def __init__(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> None:
+        self.batches: Iterator[dict[str, Any]] = iter(
+            [{"flux": flux[i : i + BATCH], "error": error[i : i + BATCH]} for i in range(0, len(flux), BATCH)]
+        )
+
+    def get_next(self) -> dict[str, Any] | None:
+        return next(self.batches, None)
+
+
+def quantise(source: Path, path: Path, scenario: str) -> None:
+    """Write the int8 twin of `source` (float32, attention as its parts) to `path`.
+
+    Only products of the layers with a weight matrix are quantised (qkv, proj, up, down); softmax attention, norms and
+    the residual stream stay float32.
+    """
+    model = onnx.load(source)
+    weights = {tensor.name for tensor in model.graph.initializer}
+    products = [n.name for n in trunk_nodes(model) if n.op_type == "MatMul" and n.input[1] in weights]
+    with tempfile.TemporaryDirectory() as folder:
+        made = Path(folder) / "int8.onnx"
+        quantize_static(
+            str(source),
+            str(made),
+            _Spectra(*calibration_spectra(scenario)),
+            quant_format=QuantFormat.QDQ,
+            activation_type=QuantType.QInt8,
+            weight_type=QuantType.QInt8,
+            per_channel=True,
+            op_types_to_quantize=["MatMul"],
+            nodes_to_quantize=products,
+            calibrate_method=METHOD,
+            extra_options={
+                "ActivationSymmetric": True,
+                "WeightSymmetric": True,
+                "OpTypesToExcludeOutputQuantization": ["MatMul"],
+            },
+        )
+        quantised = onnx.load(made)
+    onnx.helper.set_model_props(quantised, {p.key: p.value for p in model.metadata_props})
+    onnx.save(quantised, path)
