@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -69,3 +70,12 @@ def check_names(what: object, inputs: Iterable[str], outputs: Iterable[str]) -> 
                 f"{what} has the {kind} {', '.join(names) or 'none'} instead of {', '.join(expected)}; "
                 "give a graph made by 'specvit-deploy export'"
             )
+
+
+def not_installed(module: str, extra: str) -> str | None:
+    """None if a module can be imported, else a clause that says which extra supplies it."""
+    try:
+        found = find_spec(module) is not None
+    except ModuleNotFoundError:
+        found = False
+    return None if found else f"{module} is not installed: pip install 'specvit-deploy[{extra}]'"

@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 from collections import Counter
 from contextlib import redirect_stdout
-from importlib.util import find_spec
 from io import StringIO
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.bundle import Bundle
-from specvit_deploy.engines.batches import in_batches
+from specvit_deploy.engines.batches import in_batches, not_installed
 from specvit_deploy.engines.onnxruntime import open_session
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.graph_file import INPUTS, OUTPUTS, Signature
@@ -39,8 +38,8 @@ CAPABILITY_MAJOR, CAPABILITY_MINOR = 75, 76
 
 def why_not(precision: str) -> str | None:
     """None if a card is there, the driver sees it, and the installed onnxruntime can put an array on it."""
-    if find_spec("onnxruntime") is None:
-        return f"onnxruntime is not installed: pip install 'specvit-deploy[{EXTRA}]'"
+    if missing := not_installed("onnxruntime", EXTRA):
+        return missing
     device = cuda_device()
     if device is None:
         return "no CUDA device"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.bundle import Bundle
-from specvit_deploy.engines.batches import check_names, in_batches
+from specvit_deploy.engines.batches import check_names, in_batches, not_installed
 from specvit_deploy.errors import SpecVitError, missing_extra
 
 EXTRA = "cpu"
@@ -22,9 +21,7 @@ PROVIDER = "CPUExecutionProvider"
 
 def why_not(precision: str) -> str | None:
     """None if onnxruntime is installed: it runs both precisions on every CPU."""
-    if find_spec("onnxruntime") is None:
-        return f"onnxruntime is not installed: pip install 'specvit-deploy[{EXTRA}]'"
-    return None
+    return not_installed("onnxruntime", EXTRA)
 
 
 def load(bundle: Bundle, precision: str, threads: int, batch: int | None) -> OnnxRuntimeEngine:

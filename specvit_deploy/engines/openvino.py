@@ -11,7 +11,6 @@ the graph is cut at the tensors `trunk_in` and `trunk_out`, and only the transfo
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.bundle import Bundle
-from specvit_deploy.engines.batches import check_names, in_batches
+from specvit_deploy.engines.batches import check_names, in_batches, not_installed
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.graph_file import INPUTS, OUTPUTS
 
@@ -33,8 +32,8 @@ TRUNK_IN, TRUNK_OUT = "trunk_in", "trunk_out"
 
 def why_not(precision: str) -> str | None:
     """None if OpenVINO is installed and, for bfloat16, the CPU multiplies it natively."""
-    if find_spec("openvino") is None:
-        return f"openvino is not installed: pip install 'specvit-deploy[{EXTRA}]'"
+    if missing := not_installed("openvino", EXTRA):
+        return missing
     import openvino as ov
 
     core = ov.Core()

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.bundle import Bundle
-from specvit_deploy.engines.batches import in_batches
+from specvit_deploy.engines.batches import in_batches, not_installed
 from specvit_deploy.errors import SpecVitError
 
 if TYPE_CHECKING:
@@ -26,10 +25,7 @@ LEARNED = ("vit.", "calibration.", "latent_")
 
 def why_not(precision: str) -> str | None:
     """None if torch and safetensors are installed."""
-    for module in ("torch", "safetensors"):
-        if find_spec(module) is None:
-            return f"{module} is not installed: pip install 'specvit-deploy[{EXTRA}]'"
-    return None
+    return not_installed("torch", EXTRA) or not_installed("safetensors", EXTRA)
 
 
 def load(bundle: Bundle, precision: str, threads: int, batch: int | None) -> TorchEngine:
