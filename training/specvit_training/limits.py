@@ -207,7 +207,7 @@ def eliminate(gram: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Eliminate all rows but the last of (B, R, R): pivot of row R - 2, what is left of the last, identifiability."""
     size = gram.shape[1]
     own = gram.flatten(1)[:, :: size + 1][:, :-1]
-    floors = (1e-7 * own).clamp(min=1e-30).split(1, 1)
+    floors = (1e-7 * own).clamp(min=1e-30).chunk(size - 1, 1)
     pivots = []
     for k, floor in enumerate(floors):
         column = gram[:, :, k]

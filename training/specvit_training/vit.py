@@ -171,6 +171,7 @@ class ViT(nn.Module):
     def decompose(self) -> None:
         """Export attention as its parts, for opsets and engines without the fused operator."""
         for layer in self.layers:
+            assert isinstance(layer, Layer)
             layer.fused = False
 
     def embed(self, x: Normalised) -> Tensor:
