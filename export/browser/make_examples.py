@@ -47,10 +47,8 @@ def main(bundle: str) -> None:
     for name, (f, e) in spectra.items():
         write(folder / f"{name}.csv", f"# {name}", f, e)
     write(HERE / "page" / "example.csv", describe(labels[EXAMPLE]), *example)
-    answers = {
-        "bundle_sha256": estimator.bundle.sha256,
-        "spectra": {name: plain(row) for name, row in zip(spectra, table, strict=True)},
-    }
+    rows = {name: plain(row) for name, row in zip(spectra, table, strict=True)}
+    answers = {"bundle_sha256": estimator.bundle.sha256, "spectra": rows}
     (folder / "answers.json").write_text(json.dumps(answers, indent=1) + "\n")
     print(f"{len(spectra)} spectra and their answers in {folder}")
 

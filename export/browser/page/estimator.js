@@ -1,11 +1,10 @@
 // A bundle on onnxruntime-web: verify its hashes, run its graph, make one row of results.
 
 import * as ort from "./runtime/ort.wasm.bundle.min.mjs";
-import { medianSnr } from "./quality.js";
+import { medianSnr, MIN_GOOD_PIXELS } from "./quality.js";
 import { goodPixels, toSingle } from "./spectrum.js";
 
 const FORM = "fp32";
-const MIN_GOOD_PIXELS = 256;
 ort.env.wasm.numThreads = 1;
 ort.env.wasm.wasmPaths = { wasm: new URL("./runtime/ort-wasm-simd-threaded.wasm", import.meta.url) };
 ort.env.logLevel = "error";

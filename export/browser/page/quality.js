@@ -1,6 +1,6 @@
 // What a reader should know about a row: the bits of `specvit_deploy.quality`, and in words.
 
-const MIN_GOOD_PIXELS = 256;
+export const MIN_GOOD_PIXELS = 256;
 const PARTIAL_BELOW = 0.5;
 const EDGE = 0.02;
 const NOISE_FREE = 0.3;
