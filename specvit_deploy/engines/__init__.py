@@ -258,7 +258,8 @@ def load_engine(
     except SpecVitError as error:
         if not allow_fallback:
             raise
-        warnings.warn(f"{error}; falling back to {' '.join(FALLBACK)}", stacklevel=2)
+        problem = str(error).rpartition("; ")[0] or str(error)  # without what to try next: that is done here
+        warnings.warn(f"{problem}; falling back to {' '.join(FALLBACK)}", stacklevel=2)
         loaded = engine_module(FALLBACK[0]).load(bundle, FALLBACK[1], threads, batch)
         loaded.fell_back = True
         return loaded
