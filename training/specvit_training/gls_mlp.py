@@ -3,7 +3,8 @@
     c = (B W B^T + C^-1)^-1 B W (f - m),   labels = MLP(c / sd(c), log S/N, scenario)
 
 With the amplitude as one more row of B. c is the linear sufficient statistic with a Gaussian prior; the network
-does the rest.
+does the rest. The equations are solved in the basis V that makes the prior the identity and the information of a
+typical star diagonal, V^T C^-1 V = 1 and V^T B W0 B^T V diagonal: little is left to eliminate, float32 is enough.
 """
 
 from __future__ import annotations
@@ -19,6 +20,8 @@ from specvit_training.vit import SCENARIO_NAMES, Normalised
 HIDDEN = 256
 AMPLITUDE_SD = 0.05
 """Prior of the amplitude that the preparation leaves, relative."""
+BLOCK = 8
+"""Rows of the normal matrix that are eliminated together."""
 
 
 class GlsMlp(nn.Module):
@@ -33,10 +36,13 @@ class GlsMlp(nn.Module):
     """
 
     basis: Tensor
-    products: Tensor
-    prior: Tensor
-    inverse_error_squared: Tensor
+    turn: Tensor
+    unit: Tensor
+    first: Tensor
+    second: Tensor
     entry: Tensor
+    products: Tensor
+    inverse_error_squared: Tensor
 
     def __init__(self, emulator: Emulator, mean: Tensor, reference_error: Tensor) -> None:
         super().__init__()
@@ -46,13 +52,22 @@ class GlsMlp(nn.Module):
         basis = sd[:, None] * np.vstack([mean.numpy(), emulator.basis[:, emulator.inner]])  # amplitude first
         prior = np.diag(np.ones(len(sd)))
         prior[1:, 1:] = np.linalg.inv(np.corrcoef(c.T))
-        upper = np.triu_indices(len(basis))
-        entry = np.zeros((len(basis), len(basis)), np.int64)
-        entry[upper] = entry.T[upper] = np.arange(len(upper[0]))
-        constants = {"basis": basis, "prior": prior, "products": basis[upper[0]] * basis[upper[1]]}
+        inverse = np.linalg.inv(np.linalg.cholesky(prior))
+        fisher = (basis / reference_error.double().numpy() ** 2) @ basis.T
+        turn = inverse.T @ np.linalg.eigh(inverse @ fisher @ inverse.T)[1]
+        constants = {
+            "basis": turn.T @ basis,
+            "turn": turn.T,
+            "unit": np.eye(len(sd)),
+        }
         for name, value in constants.items():
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float32), persistent=False)
-        self.register_buffer("entry", torch.as_tensor(entry), persistent=False)
+        first, second = np.triu_indices(len(basis))
+        entry = np.zeros((len(basis), len(basis)), np.int64)
+        entry[first, second] = entry[second, first] = np.arange(len(first))
+        for name, value in {"first": first, "second": second, "entry": entry}.items():
+            self.register_buffer(name, torch.as_tensor(value), persistent=False)
+        self.register_buffer("products", self.pairs(), persistent=False)
         self.register_buffer("inverse_error_squared", reference_error.pow(-2), persistent=False)
         self.scenario = nn.Embedding(len(SCENARIO_NAMES), 8)
         self.mlp = nn.Sequential(
@@ -61,11 +76,64 @@ class GlsMlp(nn.Module):
             nn.Linear(HIDDEN, 10),
         )  # fmt: skip
 
+    @property
+    def head(self) -> nn.Linear:
+        """Last layer of the perceptron."""
+        head = self.mlp[-1]
+        assert isinstance(head, nn.Linear)
+        return head
+
+    def features(self, x: Normalised) -> Tensor:
+        """Last hidden layer (B, HIDDEN)."""
+        hidden = self.seen(x)
+        for layer in list(self.mlp)[:-1]:
+            hidden = layer(hidden)
+        return hidden
+
     def forward(self, x: Normalised) -> Tensor:
-        """Head outputs (B, 10)."""
-        with torch.no_grad():
-            w = x.information * self.inverse_error_squared
-            normal = (w @ self.products.T)[:, self.entry]  # B W B^T of every row in one product
-            c = torch.linalg.solve(normal + self.prior, (w * x.residual) @ self.basis.T)
-        out: Tensor = self.mlp(torch.cat([c, x.log_snr, self.scenario(x.scenario)], 1))
+        """Head outputs (B, 10): labels in box units, then log spreads in box units."""
+        out: Tensor = self.mlp(self.seen(x))
         return out
+
+    def seen(self, x: Normalised) -> Tensor:
+        """What the perceptron sees: c / sd(c), log S/N, scenario."""
+        return torch.cat([self.statistic(x), x.log_snr, self.scenario(x.scenario)], 1)
+
+    def statistic(self, x: Normalised) -> Tensor:
+        """Coefficients c / sd(c), amplitude first, (B, K)."""
+        w = x.information * self.inverse_error_squared
+        right = (w * x.residual) @ self.basis.T
+        # a graph makes the products when it is loaded: 1 MB in the file instead of 31
+        products = self.pairs() if torch.compiler.is_exporting() else self.products
+        normal = (w @ products.T)[:, self.entry] + self.unit  # B W B^T of every spectrum in one product
+        return solve(torch.cat([normal, right[:, :, None]], 2))[:, :, 0] @ self.turn
+
+    def pairs(self) -> Tensor:
+        """Products of every two rows of the basis, (K (K + 1) / 2, n)."""
+        return self.basis[self.first] * self.basis[self.second]
+
+
+def solve(system: Tensor) -> Tensor:
+    """Solve positive definite equations (B, K, K + 1), the right side last, with operators that every engine has.
+
+    Gauss elimination in blocks of rows; no pivoting, which such a matrix does not need. The solution is (B, K, 1).
+    """
+    reduced: list[Tensor] = []
+    for _ in range(0, system.shape[1], BLOCK):
+        if reduced:
+            system = system[:, BLOCK:, BLOCK:] - system[:, BLOCK:, :BLOCK] @ reduced[-1]
+        reduced.append(eliminate(system[:, :BLOCK]))
+    solution = reduced[-1]
+    for block in reversed(reduced[:-1]):
+        solution = torch.cat([block[:, :, -1:] - block[:, :, :-1] @ solution, solution], 1)
+    return solution
+
+
+def eliminate(block: Tensor) -> Tensor:
+    """Inverse of the leading square of `block` (B, s, R) times the rest, (B, s, R - s), by Gauss and Jordan."""
+    unit = torch.eye(block.shape[1], dtype=torch.bool, device=block.device)
+    for k in range(block.shape[1]):
+        column, block = block[:, :, :1], block[:, :, 1:]
+        row = block[:, k : k + 1] / column[:, k : k + 1]
+        block = torch.where(unit[:, k : k + 1], row, block - column * row)
+    return block
