@@ -160,8 +160,8 @@ class Estimator(nn.Module):
 
     Parameters
     ----------
-    config : ViTConfig
-        Network; needs all ten outputs.
+    config : ViTConfig or module
+        Shape of the ViT, with all ten outputs; or a network with `features` and `head` in its place.
     emulator, noise : Emulator, NoiseModel
         The simulator's parts: template and limits, reference error.
     scenario : Scenario
@@ -175,7 +175,9 @@ class Estimator(nn.Module):
     latent_mean: Tensor
     latent_whitening: Tensor
 
-    def __init__(self, config: ViTConfig, emulator: Emulator, noise: NoiseModel, scenario: Scenario) -> None:
+    def __init__(
+        self, config: ViTConfig | ViT | SecondLook, emulator: Emulator, noise: NoiseModel, scenario: Scenario
+    ) -> None:
         super().__init__()
         for name, value in {
             "center": LABEL_BOX.center,
@@ -186,8 +188,12 @@ class Estimator(nn.Module):
             self.register_buffer(name, torch.tensor(value, dtype=torch.float32))
         mean, reference_error, projection = sufficient_statistic(emulator, noise)
         self.preparation = Preparation(_f32(mean), _f32(reference_error), scenario)
-        vit = ViT(config, _f32(reference_error), _f32(projection))
-        self.vit = SecondLook(vit, emulator, _f32(mean), _f32(reference_error)) if config.look else vit
+        self.vit: ViT | SecondLook
+        if isinstance(config, ViTConfig):
+            vit = ViT(config, _f32(reference_error), _f32(projection))
+            self.vit = SecondLook(vit, emulator, _f32(mean), _f32(reference_error)) if config.look else vit
+        else:
+            self.vit = config
         shared = self.vit.emulator if isinstance(self.vit, SecondLook) else TorchEmulator(emulator)
         self.limits = Limits(shared, scenario)
         self.calibration = Calibration()

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from specvit_deploy.emulator import Emulator
 from specvit_deploy.labels import LABEL_BOX
 from specvit_deploy.scenario import get_scenario
+from specvit_training.gls_mlp import GlsMlp
 from specvit_training.limits import LOG_G_LAST, TorchEmulator, linearise, products
 from specvit_training.vit import LOG_SPREAD, SCENARIO_NAMES, Normalised, ViT, ViTConfig
 
@@ -36,7 +37,7 @@ class SecondLook(nn.Module):
 
     Parameters
     ----------
-    network : module
+    network : ViT or GlsMlp
         Gives the estimate around which the likelihood is taken: a ViT, or a rival to compare it with.
     emulator : Emulator
         The model of a spectrum.
@@ -44,7 +45,7 @@ class SecondLook(nn.Module):
         Of the preparation, to turn the network's inputs back into flux and inverse variance.
     """
 
-    def __init__(self, network: nn.Module, emulator: Emulator, mean: Tensor, reference_error: Tensor) -> None:
+    def __init__(self, network: ViT | GlsMlp, emulator: Emulator, mean: Tensor, reference_error: Tensor) -> None:
         super().__init__()
         self.network = network
         self.emulator = TorchEmulator(emulator)
@@ -101,12 +102,12 @@ class SecondLook(nn.Module):
 
     @property
     def head(self) -> nn.Linear:
-        """Head of the ViT."""
-        return self.vit.head
+        """Head of the network."""
+        return self.network.head
 
     def features(self, x: Normalised) -> Tensor:
-        """Pooled features of the ViT."""
-        return self.vit.features(x)
+        """What the network's head sees."""
+        return self.network.features(x)
 
     def forward(self, x: Normalised) -> Tensor:
         """Second estimate (B, 10): labels in box units, then log spreads in box units."""
