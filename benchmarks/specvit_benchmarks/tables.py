@@ -170,6 +170,49 @@ def coverage(bundle: str) -> str:
     return table(head, rows)
 
 
+def engines() -> str:
+    """Speed and agreement of every engine, model by model; medians and quartiles."""
+    rows = [
+        [
+            model["name"],
+            found["name"] + (" (auto)" if found["name"] == model["auto"] else ""),
+            found["form"],
+            str(found["batch"]),
+            interval(found["spectra_per_cpu_second"], ".1f"),
+            f"{found['over_torch_eager'][0]:.2f}",
+            *(_small(found[key]) for key in ("rms_dex", "p999_dex", "rms_sigma", "p999_sigma")),
+            "" if found["ceiling_share"] is None else f"{100 * found['ceiling_share']:.0f} %",
+        ]
+        for model in report("engines")["models"]
+        for found in model["engines"]
+    ]
+    head = ["model", "engine", "graph", "batch", "spectra per CPU second", "times torch eager", "rms, dex",
+            "p99.9, dex", "rms, sigma", "p99.9, sigma", "of the core's ceiling"]  # fmt: skip
+    return table(head, rows)
+
+
+def outside_network() -> str:
+    """Time of the whole graph, of its network alone, and the share of everything else."""
+    rows = [
+        [
+            model["name"],
+            str(found["batch"]),
+            f"{found['whole_ms']:.3f}",
+            f"{found['network_ms']:.3f}",
+            f"{found['vit_ms']:.3f}",
+            interval([100 * share for share in found["outside_share"]], ".1f") + " %",
+        ]
+        for model in report("engines")["models"]
+        for found in model["network_share"]
+    ]
+    head = ["model", "batch", "whole graph, ms", "network with second look, ms", "ViT alone, ms", "all the rest"]
+    return table(head, rows)
+
+
+def _small(value: float) -> str:
+    return "0" if value == 0 else f"{value:.1e}"
+
+
 TABLES: dict[str, Callable[[], str]] = {
     "accuracy study": lambda: accuracy("study"),
     "accuracy survey": lambda: accuracy("survey"),
@@ -195,7 +238,7 @@ def fill(text: str) -> str:
             raise SpecVitError(f"no table '{found[1]}'; there are {', '.join(TABLES)}")
         return f"<!-- {found[1]} -->\n{TABLES[found[1]]()}\n<!-- end -->"
 
-    return re.sub(r"<!-- ([a-z][\w -]*) -->\n.*?<!-- end -->", replace, text, flags=re.DOTALL)
+    return re.sub(r"<!-- ([a-z][\w -]*) -->\n((?!<!--).)*?<!-- end -->", replace, text, flags=re.DOTALL)
 
 
 @click.command()
