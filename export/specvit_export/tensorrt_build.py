@@ -10,7 +10,7 @@ from typing import Any
 
 from specvit_deploy.atomic import check_outputs
 from specvit_deploy.bundle import file_sha256
-from specvit_deploy.engines.cuda_device import find_gpu
+from specvit_deploy.engines.device_memory import find_gpu
 from specvit_deploy.engines.engine_cache import ENGINE, SIDECAR, EngineKey, write_engine
 from specvit_deploy.engines.tensorrt import NATIVE, RTX
 from specvit_deploy.engines.tensorrt_plan import FUSED, build_plan
@@ -70,8 +70,11 @@ def build(
         raise SpecVitError(f"batch {batch} is not in order; give least, best and largest, from 1")
     check_outputs([output, output.with_suffix(SIDECAR)], [graph])
     attention = check_form(graph, precision)
-    library = _library(target)
-    gpu = find_gpu() if target == NATIVE.name else None
+    try:
+        library = LIBRARIES[target].library()
+        gpu = find_gpu() if target == NATIVE.name else None
+    except SpecVitError as error:
+        raise SpecVitError(f"an engine for {target} cannot be built here: {error}") from None
     plan = build_plan(library, graph, precision, batch, () if gpu else tuple(capabilities))
     if plan.attention != attention:
         raise SpecVitError(
@@ -113,10 +116,3 @@ def check_form(graph: Path, precision: str) -> int:
             f"give the {RTX.FORMS[precision]} graph of a bundle"
         )
     return attention
-
-
-def _library(target: str) -> Any:
-    try:
-        return LIBRARIES[target].library()
-    except SpecVitError as error:
-        raise SpecVitError(f"an engine for {target} needs its library: {error}") from None

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from specvit_deploy.bundle import Bundle
 from specvit_deploy.engines.batches import check_names, in_batches
-from specvit_deploy.engines.cuda_device import DeviceMemory, Gpu, find_gpu
+from specvit_deploy.engines.device_memory import DeviceMemory, Gpu, find_gpu
 from specvit_deploy.engines.engine_cache import EngineKey, cache_folder, open_or_build
 from specvit_deploy.engines.tensorrt_plan import build_plan, known_capabilities, logger, one_line
 from specvit_deploy.errors import SpecVitError
@@ -77,7 +77,7 @@ class TensorRT:
     def why_not(self, precision: str) -> str | None:
         """None if this machine can run it now, else one clause that says why not."""
         try:
-            library, gpu = self.library(), find_gpu()
+            gpu, library = find_gpu(), self.library()  # without a card the library is of no use
         except SpecVitError as error:
             return str(error)
         return self._why_not_on(library, gpu, precision)
@@ -91,7 +91,7 @@ class TensorRT:
             If the library or a device is missing, the bundle lacks the form, or the build fails.
         """
         graph, form = bundle.graph(READS[precision]), bundle.manifest["graphs"][READS[precision]]
-        library, gpu = self.library(), find_gpu()
+        gpu, library = find_gpu(), self.library()
         if reason := self._why_not_on(library, gpu, precision):
             raise SpecVitError(f"{self.name} cannot run {precision}: {reason}; choose another engine or precision")
         rows = BATCH if batch is None else batch

@@ -188,8 +188,8 @@ def _parse_error(parser: Any) -> str:
     if not parser.num_errors:
         return "no reason given"
     error = parser.get_error(0)
-    where = f"node {error.node_name()} ({error.node_operator()}): " if error.node_name() else ""
-    return where + one_line([error.desc()])
+    node = " ".join(part for part in (error.node_operator(), error.node_name()) if part)
+    return one_line([f"{node}: {error.desc()}" if node else error.desc()])
 
 
 def _version(library: Any) -> str:

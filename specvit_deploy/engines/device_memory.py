@@ -1,4 +1,4 @@
-"""A CUDA device: who it is, buffers on it, copies and one stream; through NVIDIA's `cuda.bindings.runtime`."""
+"""Buffers on a CUDA device, copies and one stream, through NVIDIA's `cuda.bindings.runtime`; and who the device is."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
-import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy.engines.cuda import cuda_device
 from specvit_deploy.errors import SpecVitError
 
 
@@ -46,25 +46,23 @@ def cuda_runtime() -> Any:
 
 
 def find_gpu(runtime: Any = None) -> Gpu:
-    """Look at the current device (`CUDA_VISIBLE_DEVICES` decides).
+    """Look at the first device that the driver shows (`CUDA_VISIBLE_DEVICES` decides).
 
     Raises
     ------
     SpecVitError
         If there is none that can be used; one clause.
     """
+    found = cuda_device()
+    if found is None:
+        raise SpecVitError("no CUDA device")
     runtime = cuda_runtime() if runtime is None else runtime
+    name, (major, minor) = found
     try:
-        count = checked(runtime, runtime.cudaGetDeviceCount())
-        if count:
-            index = checked(runtime, runtime.cudaGetDevice())
-            found = checked(runtime, runtime.cudaGetDeviceProperties(index))
-            driver = checked(runtime, runtime.cudaDriverGetVersion())
-            name = bytes(found.name).split(b"\0")[0].decode(errors="replace")
-            return Gpu(name, f"sm{found.major}{found.minor}", int(driver))
+        driver = int(checked(runtime, runtime.cudaDriverGetVersion()))
     except CudaError as error:
-        raise SpecVitError(f"no CUDA device ({error})") from None
-    raise SpecVitError("no CUDA device")
+        raise SpecVitError(f"the CUDA runtime cannot use {name} ({error})") from None
+    return Gpu(name, f"sm{major}{minor}", driver)
 
 
 class CudaError(Exception):
@@ -107,10 +105,7 @@ class DeviceMemory:
     def upload(self, name: str, array: NDArray[Any]) -> None:
         """Start to copy a contiguous array into a buffer; it must stay as it is until `wait`."""
         kind = self.runtime.cudaMemcpyKind.cudaMemcpyHostToDevice
-        source = np.ascontiguousarray(array).ctypes.data
-        if source != array.ctypes.data:
-            raise ValueError(f"{name} is not contiguous")
-        self._do("cudaMemcpyAsync", self.address[name], source, array.nbytes, kind, self.stream)
+        self._do("cudaMemcpyAsync", self.address[name], array.ctypes.data, array.nbytes, kind, self.stream)
 
     def download(self, name: str, array: NDArray[Any]) -> None:
         """Start to copy a buffer into a contiguous array; it is filled after `wait`."""
