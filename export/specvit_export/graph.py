@@ -77,8 +77,10 @@ def remove_traces(model: onnx.ModelProto) -> None:
 
 
 def name_trunk(model: onnx.ModelProto) -> None:
-    """Rename the input of the first norm to `TRUNK_IN` and that of the last, the final norm, to `TRUNK_OUT`."""
+    """Rename the input of the first norm to `TRUNK_IN` and that of the last, the final norm, to `TRUNK_OUT`, if any."""
     norms = [node for node in model.graph.node if node.op_type == "LayerNormalization"]
+    if not norms:
+        return
     new = {norms[0].input[0]: TRUNK_IN, norms[-1].input[0]: TRUNK_OUT}
     for node in model.graph.node:
         for names in (node.input, node.output):
@@ -126,7 +128,7 @@ def check_graph(path: Path, layers: int, fused: bool = True) -> None:
             raise SpecVitError(
                 f"{layers} layers have {trunk[operator]} {operator} nodes instead of {number}: fusion was lost; {AGAIN}"
             )
-    if whole["LayerNormalization"] != 2 * layers + 1 or whole["Erf"]:
+    if whole["LayerNormalization"] != 2 * layers + bool(layers) or whole["Erf"]:
         raise SpecVitError(f"the graph's norms or its Gelu came apart; {AGAIN}")
     stray = {name: trunk[name] for name in ("Shape", "Expand", "Gather") if trunk[name]}
     if stray or trunk["Transpose"] > TRANSPOSES * expected["Softmax"]:
