@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from safetensors.torch import load_file, save
 from specvit_benchmarks import engines, tables, turns
 from specvit_benchmarks.network_share import Network
 from specvit_training.contestants import forward_gflop
@@ -104,14 +105,20 @@ def test_differences_are_counted_in_dex_and_in_sigma() -> None:
         engines.difference({"labels": moved}, reference)
 
 
-def test_bundles_that_cannot_be_compared_are_refused(bundle: sv.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bundles_that_cannot_be_compared_are_refused(
+    bundle: sv.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     other = replace(bundle, manifest={**bundle.manifest, "training": {"config": {"model": "ridge"}}})
     with pytest.raises(sv.SpecVitError, match="not a ViT's"):
         engines.torch_estimator(other)
-    for model, message in (("testing", "other shapes than testing"), ("small", "lacks vit.cls")):
-        wrong = replace(bundle, manifest={**bundle.manifest, "training": {"config": {"model": model}}})
-        with pytest.raises(sv.SpecVitError, match=rf"{message}.*; export it again"):
-            engines.torch_estimator(wrong)
+    wrong = replace(bundle, manifest={**bundle.manifest, "training": {"config": {"model": "testing"}}})
+    with pytest.raises(sv.SpecVitError, match="other shapes than testing; export it again"):
+        engines.torch_estimator(wrong)
+    tensors = load_file(bundle.path / "weights.safetensors")
+    del tensors["latent_mean"]
+    (tmp_path / "weights.safetensors").write_bytes(save(tensors))
+    with pytest.raises(sv.SpecVitError, match="lacks latent_mean; export it again"):
+        engines.torch_estimator(replace(bundle, path=tmp_path))
     for name in turns.THREADS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(sv.SpecVitError, match="OMP_NUM_THREADS=1"):
