@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save
 from specvit_benchmarks import engines, tables, turns
 from specvit_benchmarks.network_share import Network
 from specvit_training.contestants import forward_gflop
+from specvit_training.torch_engine import rebuild
 
 import specvit_deploy as sv
+from specvit_deploy.engines import Choice
 from specvit_deploy.labels import LOG_G
 from specvit_deploy.recipe import test_recipe as recipe_of
 
@@ -66,7 +66,7 @@ def test_what_a_core_reaches_and_what_the_graph_takes_are_in_one_unit(result: di
 
 
 def test_the_network_alone_is_the_network(bundle: sv.Bundle, result: dict[str, Any]) -> None:
-    estimator = engines.torch_estimator(bundle)
+    estimator = rebuild(bundle)
     (part,) = recipe_of("survey", 8).blocks()
     flux, error = (torch.from_numpy(x) for x in part[1:])
     with torch.no_grad():
@@ -82,7 +82,7 @@ def test_the_network_alone_is_the_network(bundle: sv.Bundle, result: dict[str, A
 
 
 def test_operations_of_the_whole_are_those_of_the_network_and_more(bundle: sv.Bundle) -> None:
-    estimator = engines.torch_estimator(bundle)
+    estimator = rebuild(bundle)
     emulator = estimator.limits.emulator
     parts, rows, pixels = emulator.rows.shape
     once = 2 * rows * parts * pixels * 7e-9  # flux, five derivatives and that by velocity, from coefficients
@@ -105,24 +105,31 @@ def test_differences_are_counted_in_dex_and_in_sigma() -> None:
         engines.difference({"labels": moved}, reference)
 
 
-def test_bundles_that_cannot_be_compared_are_refused(
-    bundle: sv.Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = replace(bundle, manifest={**bundle.manifest, "training": {"config": {"model": "ridge"}}})
-    with pytest.raises(sv.SpecVitError, match="not a ViT's"):
-        engines.torch_estimator(other)
-    wrong = replace(bundle, manifest={**bundle.manifest, "training": {"config": {"model": "testing"}}})
-    with pytest.raises(sv.SpecVitError, match="other shapes than testing; export it again"):
-        engines.torch_estimator(wrong)
-    tensors = load_file(bundle.path / "weights.safetensors")
-    del tensors["latent_mean"]
-    (tmp_path / "weights.safetensors").write_bytes(save(tensors))
-    with pytest.raises(sv.SpecVitError, match="lacks latent_mean; export it again"):
-        engines.torch_estimator(replace(bundle, path=tmp_path))
+def test_more_threads_than_one_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in turns.THREADS:
         monkeypatch.delenv(name, raising=False)
     with pytest.raises(sv.SpecVitError, match="OMP_NUM_THREADS=1"):
         turns.one_thread()
+
+
+def test_an_engine_that_was_verified_must_load(bundle: sv.Bundle, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        @staticmethod
+        def load(*_: Any) -> None:
+            raise sv.SpecVitError("broken")
+
+    monkeypatch.setattr(engines, "engine_module", lambda name: Broken)
+    estimator, left_out = rebuild(bundle), {}  # type: ignore[var-annotated]
+    for milliseconds in (None, 1.0):
+        choice = Choice("openvino", "bf16", "fp32", None, milliseconds)
+        monkeypatch.setattr(engines, "available", lambda bundle, choice=choice: [choice])
+        run = engines.contestants(bundle, estimator, False, left_out)
+        if milliseconds is None:
+            assert all("openvino" not in contestant.name for contestant in run)
+            assert left_out == {"openvino/bf16": "broken"}
+        else:
+            with pytest.raises(sv.SpecVitError, match="broken"):
+                list(run)
 
 
 def test_contestants_take_turns_after_one_round_to_warm_up() -> None:

@@ -49,7 +49,7 @@ def test_the_example_gives_what_the_package_gives(tmp_path: Path) -> None:
     *lines, modules = result.stdout.strip().splitlines()
     assert not {"specvit_deploy", "torch", "onnx", "h5py"} & set(modules.strip("[]").replace("'", "").split(", "))
     printed = np.array([[float(x) for x in re.findall(r"[\d.]+|inf", line)] for line in lines])
-    table = sv.Estimator.load("pfs-mr")(flux, error)
+    table = sv.Estimator.load("pfs-mr", "onnxruntime", "fp32")(flux, error)
     ours = np.stack([table[name] for name in ("log_g", "log_g_err", "log_g_crlb")], axis=1)
     assert printed.shape == ours.shape == (12, 3)
     np.testing.assert_allclose(printed, ours, rtol=1e-3, atol=2e-4)  # printed with four digits

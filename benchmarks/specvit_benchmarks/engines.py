@@ -20,10 +20,9 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from specvit_training.contestants import forward_gflop
 from specvit_training.estimator import Estimator
-from specvit_training.vit import CONFIGS, named_shape
+from specvit_training.torch_engine import TorchEngine, rebuild
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -32,15 +31,11 @@ from specvit_benchmarks.turns import Array, machine, one_thread, rounds_of, spre
 from specvit_deploy import __version__
 from specvit_deploy.atomic import check_outputs, whole_file
 from specvit_deploy.bundle import Bundle, load_bundle
-from specvit_deploy.emulator import default_emulator
 from specvit_deploy.engines import available, choose, engine_module
-from specvit_deploy.engines.batches import in_batches
-from specvit_deploy.engines.onnxruntime import BATCH, OnnxRuntimeEngine
+from specvit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LOG_G
-from specvit_deploy.noise import default_noise_model
 from specvit_deploy.recipe import test_recipe
-from specvit_deploy.scenario import get_scenario
 
 EAGER, COMPILED = "torch eager/fp32", "torch compiled/fp32"
 SIDE = 1024
@@ -78,55 +73,21 @@ class Contestant:
         return {"name": self.name, "precision": self.precision, "form": self.form, "batch": self.batch}
 
 
-def torch_estimator(bundle: Bundle) -> Estimator:
-    """Rebuild the torch module of a bundle from its weights.
-
-    Raises
-    ------
-    SpecVitError
-        If the bundle is not that of a ViT, or not of this version.
-    """
-    config = bundle.manifest.get("training", {}).get("config", {})
-    if config.get("model") not in CONFIGS:
-        raise SpecVitError(f"bundle {bundle.name} is not a ViT's: there is no torch to compare it with; leave it out")
-    shape = named_shape(config["model"], config.get("shape"))
-    made = Estimator(shape, default_emulator(), default_noise_model(), get_scenario(bundle.scenario))
-    try:
-        missing, _ = made.load_state_dict(load_file(bundle.path / "weights.safetensors"), strict=False)
-    except RuntimeError:
-        raise SpecVitError(
-            f"the weights of bundle {bundle.name} have other shapes than {config['model']}; export it again"
-        ) from None
-    if missing:
-        raise SpecVitError(f"bundle {bundle.name} lacks {', '.join(missing)}; export it again")
-    return made.eval()
-
-
-def torch_runner(module: Callable[..., Any], batch: int) -> Runner:
-    """Run an estimator, compiled or not, in batches of one size."""
-
-    @torch.no_grad()
-    def once(flux: Array, error: Array) -> dict[str, Array]:
-        out = module(torch.from_numpy(flux), torch.from_numpy(error))._asdict()
-        return {name: tensor.numpy() for name, tensor in out.items()}
-
-    return lambda flux, error: in_batches(once, flux, error, batch)
-
-
 def contestants(bundle: Bundle, estimator: Estimator, compiled: bool, left_out: dict[str, str]) -> Iterator[Contestant]:
     """Everything that runs here, torch eager first; why the rest does not goes into `left_out`.
 
     An engine that cannot load the bundle is left out, unless the bundle was verified with it: then that is an error.
     """
-    yield Contestant(EAGER, "fp32", "torch", BATCH, torch_runner(estimator, BATCH))
+    eager = TorchEngine(estimator)
+    yield Contestant(EAGER, "fp32", "torch", eager.batch, eager.run)
     if compiled:
-        faster = torch_runner(torch.compile(estimator, dynamic=False), BATCH)
+        faster = TorchEngine(torch.compile(estimator, dynamic=False))  # type: ignore[arg-type]
         try:
-            faster(*(np.full((1, 4096), value, np.float32) for value in (0.5, 0.05)))
+            faster.run(*(np.full((1, 4096), value, np.float32) for value in (0.5, 0.05)))
         except RuntimeError as error:  # no compiler of C++, for one
             left_out[COMPILED] = str(error).splitlines()[0]
         else:
-            yield Contestant(COMPILED, "fp32", "torch", BATCH, faster)
+            yield Contestant(COMPILED, "fp32", "torch", faster.batch, faster.run)
     for choice in available(bundle):
         if choice.engine in ELSEWHERE:
             continue
@@ -162,7 +123,7 @@ def measure(bundle: Bundle, spectra: int, rows: int, rounds: int, compiled: bool
     compiled : bool
         Whether torch.compile takes part.
     """
-    estimator = torch_estimator(bundle)
+    estimator = rebuild(bundle)
     parts = list(test_recipe(bundle.scenario, max(spectra, rows)).blocks())
     flux, error = (np.concatenate([part[i] for part in parts]) for i in (1, 2))
     left_out: dict[str, str] = {}
@@ -268,7 +229,6 @@ def main(bundles: tuple[str, ...], output: Path, spectra: int, rows: int, rounds
     """Measure and write."""
     one_thread()
     check_outputs([output])
-    torch.set_num_threads(1)
     named = [argument.rpartition("=")[::2] for argument in bundles]
     loaded = {name or Path(path).name: load_bundle(path) for name, path in named}
     if len(loaded) < len(bundles):
