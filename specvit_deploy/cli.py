@@ -54,6 +54,12 @@ OPTIONAL = {
     "emulator": Optional("specvit_training.commands:emulator", "train", "Fit, evaluate and use the spectral emulator."),
     "figure": Optional("specvit_training.figure_commands:figure", "train", "Draw the figures of the report."),
     "export": Optional("specvit_export.commands:export", "export", "Turn a checkpoint into a parity-checked bundle."),
+    "inspect": Optional(
+        "specvit_deploy.inspect_command:inspect",
+        "export",  # for bare ONNX files alone
+        "Say what a bundle or an ONNX file holds and what can run it here.",
+    ),
+    "triton": Optional("specvit_export.triton:triton", "export", "Write a model repository for the Triton server."),
 }
 DEMO_ROWS = 500
 OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")

@@ -14,7 +14,10 @@ from specvit_deploy.errors import SpecVitError
 @click.argument("target", default=DEFAULT, metavar="[BUNDLE|MODEL.ONNX]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(target: str, as_json: bool) -> None:
-    """Say what a bundle or an ONNX file holds, whether it is whole, and which engines here can run it."""
+    """Say what a bundle (the embedded one by default) or an ONNX file holds, whether it is whole, and what runs it here.
+
+    Ends with code 2 if a file does not match its hash or a graph does not fulfil the contract.
+    """
     from specvit_deploy.inspect_text import show
     from specvit_deploy.inspection import inspect as run
 

@@ -33,6 +33,8 @@ def inspect(target: str | Path = DEFAULT) -> dict[str, Any]:
     path = embedded().get(str(target), Path(target))
     if path.is_file() and path.name != MANIFEST:
         return inspect_graph(path)
+    if path.suffix == ".onnx" and not path.exists():
+        raise SpecVitError(f"there is no {path}; give a bundle, one of {', '.join(embedded())}, or an ONNX file")
     return inspect_bundle(path.parent if path.is_file() else path)
 
 

@@ -22,18 +22,16 @@ from specvit_training.estimator import OUTPUTS as TRAINED
 import specvit_deploy as sv
 from specvit_deploy import engines, inspection
 from specvit_deploy.bundle import embedded, file_sha256
-from specvit_deploy.cli import Group
+from specvit_deploy.cli import main
 from specvit_deploy.engines import Choice
 from specvit_deploy.graph_file import INPUTS, OUTPUTS, read_graph
-from specvit_deploy.inspect_command import inspect
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"float32": TensorProto.FLOAT, "int32": TensorProto.INT32}
 
 
 def run(*arguments: object) -> Result:
-    """The command inside a group like that of the command line, which turns errors into one line and code 2."""
-    return CliRunner().invoke(Group("specvit-deploy", commands={"inspect": inspect}), ["inspect", *map(str, arguments)])
+    return CliRunner().invoke(main, ["inspect", *map(str, arguments)])
 
 
 def report(*arguments: object) -> dict[str, Any]:
@@ -265,6 +263,7 @@ def test_fusion_precision_and_nested_nodes_are_counted(tmp_path: Path) -> None:
 
 def test_what_is_no_graph_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.onnx"
+    assert f"there is no {path}" in run(path).stderr
     whole = sv.load_bundle().graph().read_bytes()
     for content in (b"", b"nonsense", whole[:-1000], b"\xff" * 64 + whole[64:]):
         path.write_bytes(content)
@@ -283,8 +282,7 @@ def without_onnx(*arguments: object) -> subprocess.CompletedProcess[str]:
         "        if name.split('.')[0] in ('onnx', 'torch'):\n"
         "            raise ModuleNotFoundError(f'No module named {name!r}', name=name)\n"
         "sys.meta_path.insert(0, Guard())\n"
-        "from specvit_deploy.cli import Group\nfrom specvit_deploy.inspect_command import inspect\n"
-        f"Group('x', commands={{'inspect': inspect}})(['inspect', *{list(map(str, arguments))!r}])\n"
+        f"from specvit_deploy.cli import main\nmain(['inspect', *{list(map(str, arguments))!r}])\n"
     )
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     return subprocess.run(

@@ -13,10 +13,11 @@ import pytest
 from click.testing import CliRunner
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from specvit_export import triton as module
-from specvit_export.triton import triton, triton_repository
+from specvit_export.triton import triton_repository
 
 import specvit_deploy as sv
 from specvit_deploy.bundle import file_sha256
+from specvit_deploy.cli import main
 from specvit_deploy.graph_file import INPUTS, OUTPUTS
 
 SCHEMA: dict[str, dict[str, tuple[int, str]]] = {
@@ -173,7 +174,7 @@ def test_a_graph_that_breaks_the_contract_is_refused(
 
 
 def test_the_command_says_what_is_next(tmp_path: Path) -> None:
-    result = CliRunner().invoke(triton, ["-o", str(tmp_path / "models"), "--max-batch", "32"])
+    result = CliRunner().invoke(main, ["triton", "-o", str(tmp_path / "models"), "--max-batch", "32"])
     assert result.exit_code == 0, result.output
     assert f"tritonserver --model-repository {tmp_path / 'models'}" in result.output
     assert re.search(r"max_batch_size: 32\b", (tmp_path / "models/pfs-mr/config.pbtxt").read_text())
