@@ -1,23 +1,34 @@
-"""Catalogues of spectra, found by content and never by name; opened read-only, read in blocks."""
+"""Catalogues of spectra, found by content and never by name; opened read-only, read in blocks.
+
+`open_catalog` finds the reader of a file and brings its rows to the instrument grid. A reader is one small module
+beside this one with a `Reader`, which knows a survey's files, and a `Source`, one of them opened.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.grid import WavelengthGrid
+from specvit_deploy.formats.columns import REDSHIFTS, check_keep
+from specvit_deploy.formats.rows import Medium, Rows
+from specvit_deploy.grid import C_KM_S, WavelengthGrid
+from specvit_deploy.quality import Quality
+
+FIRST_ROWS = 16
+"""Rows whose wavelengths are looked at before any work."""
 
 
 @dataclass(frozen=True)
 class Block:
-    """Rows of a catalogue.
+    """Rows of a catalogue on the instrument grid.
 
     Parameters
     ----------
@@ -27,78 +38,103 @@ class Block:
         1 sigma; infinite where the inverse variance is zero.
     id : (N,) array
         Identifier of each row.
+    flags : (N,) int32 array
+        `Quality` bits that reading gave reason for; zero without it.
+    extras : mapping of str to (N,) array
+        Columns of the file that were asked to be carried along.
     """
 
     flux: NDArray[np.float32]
     error: NDArray[np.float32]
     id: NDArray[Any]
+    flags: NDArray[np.int32] = field(default_factory=lambda: np.zeros(0, np.int32))
+    extras: Mapping[str, NDArray[Any]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if len(self.flags) != len(self.flux):
+            object.__setattr__(self, "flags", np.zeros(len(self.flux), np.int32))
 
 
-class Layout(Protocol):
-    """One survey format: says whether a file is its own and where things are."""
+class Source(Protocol):
+    """An open file of spectra.
+
+    A source whose layout need not say a velocity has an attribute `says_velocity` as well: where it is False, spectra
+    in the file's own sampling are VELOCITY_UNKNOWN, and spectra on the instrument grid are at rest as that demands.
+    """
+
+    rows: int
+    columns: tuple[str, ...]  # what can be kept
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop) in the file's own sampling and frame."""
+
+    def close(self) -> None:
+        """Close the file."""
+
+
+class Reader(Protocol):
+    """One survey format."""
 
     name: str
 
-    def detect(self, file: h5py.File) -> bool:
-        """Say whether the file has this layout."""
+    def detect(self, path: Path) -> bool:
+        """Say whether the file is of this format: by content, cheaply, and without raising on foreign files."""
 
-    def locate(self, file: h5py.File) -> Located:
-        """Find wavelengths, arrays and identifiers."""
-
-
-@dataclass(frozen=True)
-class Located:
-    """Where a layout keeps its data; `ivar` or `error` is None."""
-
-    wave: NDArray[np.float64]
-    flux: h5py.Dataset
-    error: h5py.Dataset | None
-    ivar: h5py.Dataset | None
-    mask: h5py.Dataset | None
-    id: NDArray[Any] | h5py.Dataset | None
-
-
-def dataset(file: h5py.File, path: str) -> h5py.Dataset | None:
-    """The dataset at `path`, or None if there is no dataset of that name."""
-    found = file.get(path)
-    return found if isinstance(found, h5py.Dataset) else None
+    def open(self, path: Path, keep: Sequence[str] = ()) -> Source:
+        """Open the file read-only, to carry along the columns `keep`."""
 
 
 class Catalog:
-    """An open catalogue on the instrument grid; use as a context manager.
+    """An open catalogue, read on the instrument grid; use as a context manager.
 
     Parameters
     ----------
     path : path
-        An HDF5 file of a known layout.
+        A file of a known format, or a folder of shards.
     grid : WavelengthGrid
-        The grid that its wavelengths must be.
+        The grid that rows are brought to. Rows that are on it, in vacuum and at rest, are read untouched.
+    keep : sequence of str
+        Scalar columns of the file to carry along.
+    velocity : float or str, optional
+        Radial velocity to take out, km/s, positive away from us: one for all rows, or the column that holds it
+        (`redshift` or `z` hold z instead). Without it the file's own counts; 0 says that the spectra are at rest.
+    medium : "air" or "vacuum", optional
+        What the wavelengths are measured in, whatever the file says.
 
     Raises
     ------
     SpecVitError
-        If the file is missing, damaged, of no known layout, without errors, or on another grid.
+        If the file is missing, damaged, of no known format, without errors, or nowhere on the grid.
     """
 
-    def __init__(self, path: str | Path, grid: WavelengthGrid) -> None:
-        self.path, self.grid = Path(path), grid
-        self.file = _open(self.path)
+    def __init__(
+        self,
+        path: str | Path,
+        grid: WavelengthGrid,
+        keep: Sequence[str] = (),
+        velocity: float | str | None = None,
+        medium: Medium | None = None,
+    ) -> None:
+        self.path, self.grid, self.keep = Path(path), grid, tuple(dict.fromkeys(keep))
+        self.velocity, self.medium = velocity, medium
+        if medium not in (None, "air", "vacuum"):
+            raise SpecVitError(f"the medium '{medium}' is unknown; give air or vacuum")
+        asked = (*self.keep, velocity) if isinstance(velocity, str) and velocity not in self.keep else self.keep
+        from specvit_deploy.formats.recognise import find_reader
+
+        reader = find_reader(self.path)
+        self.layout = reader.name
+        self.source = reader.open(self.path, asked)
         try:
-            layout = next((layout for layout in _layouts() if layout.detect(self.file)), None)
-            if layout is None:
-                raise SpecVitError(
-                    f"{path}: no known layout; put wave (n,), flux (N, n), error or ivar (N, n) at the top of the file"
-                )
-            self.layout = layout.name
-            self.data = layout.locate(self.file)
+            check_keep(self.path, asked, self.source.columns)
             self._check()
         except BaseException:
-            self.file.close()
+            self.source.close()
             raise
 
     def __len__(self) -> int:
         """Number of spectra."""
-        return int(self.data.flux.shape[0])
+        return self.source.rows
 
     def __enter__(self) -> Self:
         return self
@@ -106,61 +142,103 @@ class Catalog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.file.close()
-
-    def _check(self) -> None:
-        data, path = self.data, self.path
-        if data.error is None and data.ivar is None:
-            raise SpecVitError(f"{path} has no errors; add a dataset 'error' (1 sigma) or 'ivar' in the shape of flux")
-        if data.flux.ndim != 2 or len(data.flux) == 0:
-            raise SpecVitError(f"{path}: flux has shape {data.flux.shape}; it must be (N, {self.grid.n}) with N > 0")
-        for name in ("flux", "error", "ivar", "mask"):
-            array = getattr(data, name)
-            if array is not None and array.dtype.kind not in "fiub":
-                raise SpecVitError(f"{path}: {name} holds {array.dtype}, not numbers; store it as float32")
-            if array is not None and array.shape != data.flux.shape:
-                raise SpecVitError(f"{path}: {name} has shape {array.shape}, flux {data.flux.shape}; make them equal")
-        if not self.grid.matches(data.wave):
-            wave = np.ravel(data.wave)
-            hint = "resample the spectra to it"
-            if wave.size == self.grid.n and self.grid.matches(10 * wave):
-                hint = "wave is in nm: store it in Angstrom"
-            span = f"{wave[0]:.4f} to {wave[-1]:.4f}" if wave.size else "nothing"
-            raise SpecVitError(
-                f"{path}: its wavelengths ({wave.size} from {span}) are not the model's {self.grid.describe()}; {hint}"
-            )
-        if data.flux.shape[1] != self.grid.n:
-            raise SpecVitError(f"{path}: flux has {data.flux.shape[1]} pixels, wave {self.grid.n}; make them equal")
-        if data.id is not None and data.id.shape != data.flux.shape[:1]:
-            raise SpecVitError(f"{path}: id has shape {data.id.shape} for {len(data.flux)} spectra; give one per row")
+        self.source.close()
 
     def read(self, start: int, stop: int, any_unit: bool = True) -> Block:
-        """Read rows [start, stop); `any_unit` brings double precision to the range of float32, whatever its unit."""
-        rows = slice(start, stop)
-        try:
-            flux = self.data.flux[rows]
-            if self.data.error is not None:
-                error = self.data.error[rows]
-            else:
-                assert self.data.ivar is not None
-                with np.errstate(divide="ignore", invalid="ignore"):
-                    error = 1.0 / np.sqrt(self.data.ivar[rows])
-            bad = None if self.data.mask is None else self.data.mask[rows] != 0
-        except OSError as problem:
+        """Read rows [start, stop); `any_unit` brings double precision to the range of float32, whatever its unit.
+
+        A row's result depends on the row alone, never on the others of its block.
+        """
+        rows = self._declared(self.source.read(start, stop))
+        untouched = self._untouched(rows)
+        if untouched.all():
+            return _as_they_are(rows, any_unit)
+        from specvit_deploy.to_grid import to_grid
+
+        if rows.velocity is None and not getattr(self.source, "says_velocity", True):
+            rows = replace(rows, velocity=np.full(len(rows.flux), np.nan))
+        if not untouched.any():
+            return to_grid(rows, self.grid)
+        parts = np.flatnonzero(untouched), np.flatnonzero(~untouched)
+        blocks = _as_they_are(_part(rows, parts[0]), any_unit), to_grid(_part(rows, parts[1]), self.grid)
+        return _merged(blocks, np.argsort(np.concatenate(parts)))
+
+    def _declared(self, rows: Rows) -> Rows:
+        """Rows with what the caller declares in place of what the file says."""
+        if self.medium is not None:
+            rows = replace(rows, medium=self.medium)
+        if self.velocity is None:
+            return rows
+        extras = {name: rows.extras[name] for name in self.keep}
+        if isinstance(self.velocity, str):
+            scale = C_KM_S if self.velocity.lower() in REDSHIFTS else 1.0
+            velocity = scale * np.asarray(rows.extras[self.velocity], np.float64)
+        else:
+            velocity = np.full(len(rows.flux), float(self.velocity))
+        flags = None if rows.flags is None else rows.flags & ~np.int32(Quality.VELOCITY_UNKNOWN)
+        return replace(rows, velocity=velocity, flags=flags, extras=extras)
+
+    def _untouched(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows are on the grid, in vacuum and at rest, shape (N,)."""
+        n = len(rows.flux)
+        if rows.medium != "vacuum":
+            return np.zeros(n, np.bool_)
+        at_rest = np.ones(n, np.bool_) if rows.velocity is None else np.asarray(rows.velocity == 0, np.bool_)
+        if rows.wave.ndim == 1:
+            return at_rest & np.bool_(self.grid.matches(rows.wave))
+        return at_rest & np.array([self.grid.matches(wave) for wave in rows.wave], np.bool_)
+
+    def _check(self) -> None:
+        """Look at the first rows: wavelengths that no row could be used with are refused before any work."""
+        if self.source.rows == 0:
+            raise SpecVitError(f"{self.path} holds no spectra; give a catalogue with N > 0 rows")
+        rows = self._declared(self.source.read(0, min(FIRST_ROWS, self.source.rows)))
+        if rows.wave.ndim == 2:
+            waves = rows.wave[np.isfinite(rows.flux).any(axis=1)]
+            wave = waves[0] if len(waves) else self.grid.wave
+        else:
+            waves, wave = rows.wave[None, :], rows.wave
+        span = f"{wave.size} from {wave[0]:.4f} to {wave[-1]:.4f}" if wave.size else "none"
+        if wave.size < 2 or not np.all(np.isfinite(wave)) or not np.all(np.diff(wave) > 0):
             raise SpecVitError(
-                f"{self.path}: rows {start} to {stop} cannot be read ({problem}); the file is damaged, copy it again"
-            ) from None
-        if flux.dtype == np.float64 and any_unit:
-            flux, error = _rescale(flux, error)
-        with np.errstate(over="ignore", invalid="ignore"):
-            flux, error = flux.astype(np.float32), error.astype(np.float32)
-        if bad is not None:
-            flux[bad] = np.nan
-        identifier = np.arange(start, stop) if self.data.id is None else np.asarray(self.data.id[rows])
-        return Block(flux, error, identifier)
+                f"{self.path}: its wavelengths ({span}) must be finite and rise; sort each spectrum by them"
+            )
+        usable = any(self._overlaps(one) for one in waves) or not len(waves)
+        if usable and (find_spec("specvit_deploy.to_grid") is not None or self._untouched(rows).all()):
+            return
+        units = {"nm": 10.0, "um": 1e4}
+        unit = next((unit for unit, length in units.items() if wave[-1] < 1000 and self._overlaps(length * wave)), None)
+        hint = f"wave is in {unit}: store it in Angstrom" if unit else "resample the spectra to it"
+        raise SpecVitError(f"{self.path}: its wavelengths ({span}) are not the model's {self.grid.describe()}; {hint}")
+
+    def _overlaps(self, wave: NDArray[np.float64]) -> bool:
+        return bool(wave[-1] > self.grid.wave[0] and wave[0] < self.grid.wave[-1])
 
 
-def _rescale(flux: NDArray[np.float64], error: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def open_catalog(
+    path: str | Path,
+    grid: WavelengthGrid,
+    *,
+    keep: Sequence[str] = (),
+    velocity: float | str | None = None,
+    medium: Medium | None = None,
+) -> Catalog:
+    """Open a catalogue of any known format; parameters and errors as in `Catalog`."""
+    return Catalog(path, grid, keep, velocity, medium)
+
+
+def _as_they_are(rows: Rows, any_unit: bool) -> Block:
+    """Rows that are on the grid already."""
+    flux, error = rows.flux, rows.error
+    if flux.dtype == np.float64 and any_unit:
+        flux, error = _rescale(flux, error)
+    with np.errstate(over="ignore", invalid="ignore"):
+        flux, error = flux.astype(np.float32), error.astype(np.float32)
+    flags = np.zeros(len(flux), np.int32) if rows.flags is None else rows.flags
+    return Block(flux, error, rows.id, flags, rows.extras)
+
+
+def _rescale(flux: NDArray[np.float64], error: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bring double-precision rows near one by a power of two, exactly, so that float32 can hold any flux unit."""
     size = np.where(np.isfinite(error) & (error > 0), error, np.nan).astype(np.float64)
     size[np.isnan(size).all(axis=1)] = 1.0
@@ -168,28 +246,26 @@ def _rescale(flux: NDArray[np.float64], error: NDArray[np.float64]) -> tuple[NDA
     return np.ldexp(flux, factor), np.ldexp(error.astype(np.float64), factor)
 
 
-def _open(path: Path) -> h5py.File:
-    if path.is_dir():
-        raise SpecVitError(f"{path} is a folder; give the path of one catalogue")
-    if not path.is_file():
-        raise SpecVitError(
-            f"{path} does not exist; give the path of a catalogue, or try 'specvit-deploy predict --demo'"
-        )
-    if not h5py.is_hdf5(path):
-        raise SpecVitError(f"{path} is not an HDF5 file; this version reads HDF5 catalogues (wave, flux, error)")
-    try:
-        return h5py.File(path, "r")
-    except OSError as error:
-        reason = f"{error}: copy it again"
-        if "truncated" in str(error):
-            reason = "it is truncated: copy it again"
-        elif "unable to lock" in str(error):
-            reason = "it is locked: on a network file system set HDF5_USE_FILE_LOCKING=FALSE"
-        raise SpecVitError(f"{path} cannot be opened; {reason}") from None
+def _part(rows: Rows, chosen: NDArray[np.int64]) -> Rows:
+    """Some of the rows."""
+    return replace(
+        rows,
+        wave=rows.wave if rows.wave.ndim == 1 else rows.wave[chosen],
+        flux=rows.flux[chosen],
+        error=rows.error[chosen],
+        id=rows.id[chosen],
+        velocity=None if rows.velocity is None else rows.velocity[chosen],
+        covariance=None if rows.covariance is None else rows.covariance[chosen],
+        flags=None if rows.flags is None else rows.flags[chosen],
+        extras={name: values[chosen] for name, values in rows.extras.items()},
+    )
 
 
-def _layouts() -> tuple[Layout, ...]:
-    from specvit_deploy.formats.plain import PlainLayout
-    from specvit_deploy.formats.simulation import SimulationLayout
+def _merged(blocks: Sequence[Block], order: NDArray[np.int64]) -> Block:
+    """Blocks one after the other, their rows put in `order`."""
 
-    return SimulationLayout(), PlainLayout()
+    def all_of(name: str) -> Any:
+        return np.concatenate([getattr(block, name) for block in blocks])[order]
+
+    extras = {name: np.concatenate([b.extras[name] for b in blocks])[order] for name in blocks[0].extras}
+    return Block(all_of("flux"), all_of("error"), all_of("id"), all_of("flags"), extras)

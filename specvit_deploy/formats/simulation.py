@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import pickle
 import pickletools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -17,32 +18,100 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.formats import Located, dataset
+from specvit_deploy.formats.columns import check_keep, plain_column
+from specvit_deploy.formats.hdf5 import Arrays, dataset, has_datasets, open_hdf5
+from specvit_deploy.formats.rows import Rows
+from specvit_deploy.grid import C_KM_S
+from specvit_deploy.quality import Quality
 
 FLUX, ERROR, MASK = (f"dataset/arrays/{name}/value" for name in ("flux", "error", "mask"))
 WAVE = "spectrumdataset/wave"
 TABLE = "dataset/params/table"
+EXPECTED = 30.0
+"""km/s: three times the velocity scatter that the model was trained with."""
 
 
-class SimulationLayout:
-    """Published simulator datasets, and what `specvit-deploy simulate` writes."""
+class SimulationReader:
+    """Published simulator datasets, and what `specvit-deploy simulate` writes.
+
+    The stars of these datasets are at rest by construction (z = 0; ours are shifted by the scenario's some 10 km/s,
+    which the model expects), so neither the frame's `redshift` nor its `velocity` is used unless it is asked for:
+    `redshift` because published frames say no unit and hold zeros, `velocity` because it is a truth that a survey
+    would not have. A row whose `redshift` is more than the model expects is VELOCITY_UNKNOWN instead. All columns of
+    the frame can be kept.
+    """
 
     name = "simulation"
 
-    def detect(self, file: h5py.File) -> bool:
-        """The flux array of the dataset group."""
-        return dataset(file, FLUX) is not None and dataset(file, WAVE) is not None
+    def detect(self, path: Path) -> bool:
+        """The flux array of the dataset group, and wavelengths."""
+        return path.is_file() and has_datasets(path, FLUX, WAVE)
 
-    def locate(self, file: h5py.File) -> Located:
-        """Arrays by their paths; the identifier from the frame if it has one."""
-        identifier = None
-        if dataset(file, TABLE) is not None:
-            identifier = read_params(file).get("id")
-        return Located(file[WAVE][()], file[FLUX], dataset(file, ERROR), None, dataset(file, MASK), identifier)
+    def open(self, path: Path, keep: Sequence[str] = ()) -> SimulationSource:
+        """Open the file."""
+        return SimulationSource(path, keep)
 
 
-def read_params(file: h5py.File) -> dict[str, NDArray[Any]]:
+class SimulationSource:
+    """An open simulator dataset."""
+
+    def __init__(self, path: Path, keep: Sequence[str] = ()) -> None:
+        self.path, self.keep = path, keep
+        self.file = open_hdf5(path)
+        try:
+            self._locate()
+        except BaseException:
+            self.close()
+            raise
+
+    def _locate(self) -> None:
+        file, path = self.file, self.path
+        self.arrays = Arrays(path, file[FLUX], dataset(file, ERROR), None, dataset(file, MASK))
+        self.arrays.check()
+        self.rows, pixels = self.arrays.flux.shape
+        self.wave = np.asarray(file[WAVE][()], np.float64)
+        if self.wave.shape != (pixels,):
+            raise SpecVitError(f"{path}: flux has {pixels} pixels, wave has shape {self.wave.shape}; make them equal")
+        table = dataset(file, TABLE)
+        if table is not None and len(table) != self.rows:
+            raise SpecVitError(
+                f"{path} holds the flux of {self.rows} spectra and the labels of {len(table)}: it is incomplete; "
+                "copy or simulate it again"
+            )
+        self.columns = () if table is None else tuple(read_params(file, slice(0, 0)))
+        check_keep(path, self.keep, self.columns)
+
+    def read(self, start: int, stop: int) -> Rows:
+        """Rows [start, stop)."""
+        flux, error = self.arrays.read(start, stop)
+        frame = read_params(self.file, slice(start, stop)) if self.columns else {}
+        flags = None
+        if "redshift" in frame:
+            moves = np.abs(frame["redshift"]) * C_KM_S > EXPECTED
+            flags = np.where(moves, np.int32(Quality.VELOCITY_UNKNOWN), np.int32(0))
+        return Rows(
+            wave=self.wave,
+            flux=flux,
+            error=error,
+            id=frame.get("id", np.arange(start, stop)),
+            flags=flags,
+            extras={name: plain_column(frame[name]) for name in self.keep},
+        )
+
+    def close(self) -> None:
+        """Close the file."""
+        self.file.close()
+
+
+def read_params(file: h5py.File, part: slice = slice(None)) -> dict[str, NDArray[Any]]:
     """Read the frame of labels and observing columns, by name.
+
+    Parameters
+    ----------
+    file : h5py.File
+        A simulator dataset.
+    part : slice
+        Rows to read.
 
     Returns
     -------
@@ -55,7 +124,7 @@ def read_params(file: h5py.File) -> dict[str, NDArray[Any]]:
         If the frame's column names cannot be read.
     """
     table = file[TABLE]
-    rows, columns = table[()], {}
+    rows, columns = table[part], {}
     for block in (name for name in rows.dtype.names if name != "index"):
         names = _column_names(table.attrs, block)
         values = rows[block]
@@ -150,3 +219,6 @@ def _attributes(target: h5py.HLObject, **attributes: Any) -> None:
         if isinstance(value, str):  # PyTables reads fixed-length UTF-8 as str, anything else as bytes
             value = np.array(value.encode(), h5py.string_dtype("utf-8", max(len(value.encode()), 1)))
         target.attrs[name] = value
+
+
+READERS = (SimulationReader(),)
