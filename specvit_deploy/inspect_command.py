@@ -14,7 +14,7 @@ from specvit_deploy.errors import SpecVitError
 @click.argument("target", default=DEFAULT, metavar="[BUNDLE|MODEL.ONNX]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def inspect(target: str, as_json: bool) -> None:
-    """Say what a bundle (the embedded one by default) or an ONNX file holds, whether it is whole, and what runs it here.
+    """Say what a bundle (by default the embedded one) or an ONNX file holds, if it is whole, and what runs it here.
 
     Ends with code 2 if a file does not match its hash or a graph does not fulfil the contract.
     """
