@@ -19,13 +19,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from onnx import TensorProto, helper
+from specvit_benchmarks import tensorrt_builds
 from specvit_export.forms import build_form
-from specvit_export.tensorrt_build import build, check_form
+from specvit_export.tensorrt_build import CAPABILITIES, build, check_form
 from specvit_training.estimator import Estimator
 from specvit_training.vit import CONFIGS
 
 import specvit_deploy as sv
-from specvit_deploy.bundle import file_sha256, load_bundle
+from specvit_deploy.bundle import DEFAULT, file_sha256, load_bundle
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.engines import engine_module
 from specvit_deploy.engines.device_memory import DeviceMemory, Gpu, find_gpu
@@ -36,6 +37,7 @@ from specvit_deploy.graph_file import INPUTS, OUTPUTS
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.scenario import SURVEY
 
+RESULTS = Path(__file__).parents[1] / "benchmarks" / "results"
 KEY = EngineKey("ab" * 32, "tensorrt", "11.4.0.106", "fp16", (1, 64, 64), ("sm90",), "NVIDIA H100", 13010)
 AHEAD = replace(KEY, gpu=None, driver=None, profile=(1, 64, 512), capabilities=("sm86", "sm90"))
 CHANGES: dict[str, Any] = {
@@ -490,7 +492,7 @@ def test_what_cannot_be_built_is_one_clear_line_and_no_file(
 def test_the_whole_estimator_builds(precision: str, rtx: Any, tmp_path: Path) -> None:
     estimator = Estimator(CONFIGS["testing"], default_emulator(), default_noise_model(), SURVEY)
     graph, depth = tmp_path / "graph.onnx", CONFIGS["testing"].depth
-    build_form(estimator, READS[precision], graph, {})
+    build_form(estimator, READS[precision], graph, {}, log=lambda _: None)
     said = build(graph, tmp_path / "whole.engine", precision, ("sm89",))
     assert said["attention_layers"] == (depth if precision == "fp16" else 0)
     assert said["layers"].get("softmax", 0) == (0 if precision == "fp16" else depth)
@@ -526,3 +528,26 @@ def test_the_device_gives_what_the_cpu_gives(engine: Any, tmp_path: Path, monkey
         finite = np.isfinite(expected["log_g_crlb"])
         np.testing.assert_allclose(out["log_g_crlb"][finite], expected["log_g_crlb"][finite], rtol=1e-3)
     assert len(list(tmp_path.glob("*.engine"))) == 1
+
+
+# the stored measurement
+
+
+def test_builds_are_measured_for_each_capability_and_for_all(graphs: dict[str, Path], rtx: Any) -> None:
+    one, other, both = tensorrt_builds.builds(graphs["fp16"], "fp16", ("sm86", "sm89"), 1)
+    assert [row["capabilities"] for row in (one, other, both)] == [["sm86"], ["sm89"], ["sm86", "sm89"]]
+    for row in (one, other, both):
+        assert row["attention_layers"] == 1 and row["softmax_layers"] == 0 and row["bytes"] > 1000
+        assert row["seconds"] >= 0 and row["version"] == rtx.__version__
+
+
+def test_the_stored_builds_kept_attention_whole() -> None:
+    stored = json.loads((RESULTS / "tensorrt-rtx-builds.json").read_text())
+    depths = {DEFAULT: CONFIGS["small"].depth, tensorrt_builds.LARGE: CONFIGS[tensorrt_builds.LARGE].depth}
+    assert set(stored["models"]) == set(depths)
+    for name, depth in depths.items():
+        rows = stored["models"][name]["builds"]
+        assert len(rows) == len(tensorrt_builds.PRECISIONS) * (len(CAPABILITIES) + 1)
+        for row in rows:
+            fused = row["precision"] != "fp32"
+            assert (row["attention_layers"], row["softmax_layers"]) == ((depth, 0) if fused else (0, depth))
