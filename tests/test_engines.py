@@ -268,6 +268,18 @@ def test_the_bound_would_not_survive_bfloat16(graph: Path, cases: dict[str, Arra
 
 
 @needs_openvino
+@pytest.mark.parametrize(("version", "usable"), [("2025.4.1-1", False), ("2026.2.1-2-x", False), ("2026.3.0-3", True)])
+def test_versions_that_misread_attention_are_not_used(
+    version: str, usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import openvino as ov
+
+    monkeypatch.setattr(ov, "__version__", version)
+    reason = openvino.why_not("fp32")
+    assert reason is None if usable else "pip install 'openvino>=2026.3'" in str(reason)
+
+
+@needs_openvino
 def test_a_graph_without_named_ends_is_not_cut(graph: Path, tmp_path: Path) -> None:
     model = onnx.load(graph)
     for node in model.graph.node:
