@@ -569,6 +569,31 @@ def test_bound_buffers_give_what_a_plain_run_gives(
     assert engine.run(*cases["ordinary"])["labels"].shape == (40, 5)
 
 
+def test_a_card_that_fails_is_one_line_and_a_cuda_graph_is_optional(
+    bundle: Bundle, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, open_session, recorded = cuda.buffers, cuda.open_session, []
+
+    def on_cpu(graph: Path, options: Any, provider: str, settings: dict[str, str]) -> Any:
+        recorded.append(settings["enable_cuda_graph"])
+        return open_session(graph, options, "CPUExecutionProvider")
+
+    def fail(self: cuda.CudaEngine, *_: Any) -> dict[str, Any]:
+        if "no CUDA graph" in self.description and works:
+            return {}
+        raise RuntimeError("CUDA failure 2:\n out of memory")
+
+    monkeypatch.setattr(cuda, "buffers", lambda signature, batch: real(signature, batch, "cpu"))
+    monkeypatch.setattr(cuda, "open_session", on_cpu)
+    monkeypatch.setattr(cuda, "check_placement", lambda *_: None)
+    monkeypatch.setattr(cuda.CudaEngine, "_once", fail)
+    works = True
+    assert "no CUDA graph" in cuda.load(bundle, "fp32", 1, BATCH).description and recorded == ["1", "0"]
+    works = False
+    with pytest.raises(sv.SpecVitError, match=r"CUDA failure 2: out of memory\); give a smaller batch"):
+        cuda.load(bundle, "fp32", 1, BATCH)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("cuda_graph", [True, False])
 def test_cuda_agrees_with_the_cpu(

@@ -16,15 +16,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.bundle import Bundle
-from specvit_deploy.engines.batches import in_batches, not_installed
+from specvit_deploy.engines.batches import in_batches, not_installed, padded
 from specvit_deploy.engines.onnxruntime import open_session
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.graph_file import INPUTS, OUTPUTS, Signature
+from specvit_deploy.grid import PFS_MR
 
 EXTRA = "gpu"
 FORMS = {"fp32": "fp32", "fp16": "fp16", "bf16": "bf16"}
 BATCH = 256
-"""Rows of one call."""
+"""Rows of one call; half of what is read at a time. Not measured on a card yet."""
 PROVIDER = "CUDAExecutionProvider"
 AXIS = "batch"
 """Name of the free axis of a bundle's graphs."""
@@ -81,8 +82,12 @@ def cuda_device() -> tuple[str, tuple[int, int]] | None:
 
 
 def load(bundle: Bundle, precision: str, threads: int, batch: int | None) -> CudaEngine:
-    """Load a bundle's graph."""
-    return CudaEngine(bundle.graph(FORMS[precision]), precision, threads, batch or BATCH)
+    """Load a bundle's graph, with a CUDA graph if one can be recorded; the engine's description says which it is."""
+    graph, batch = bundle.graph(FORMS[precision]), batch or BATCH
+    try:
+        return CudaEngine(graph, precision, threads, batch)
+    except SpecVitError:
+        return CudaEngine(graph, precision, threads, batch, cuda_graph=False)
 
 
 def provider_settings(cuda_graph: bool) -> dict[str, str]:
@@ -93,8 +98,8 @@ def provider_settings(cuda_graph: bool) -> dict[str, str]:
 class CudaEngine:
     """Session on the CUDA provider.
 
-    Inputs and outputs live in buffers on the card whose addresses never change, which is what a CUDA graph needs:
-    the first batch records it, every other one replays it with a single call.
+    Inputs and outputs live in buffers on the card whose addresses never change, which is what a CUDA graph needs: a
+    first batch of ones records it while loading, every other one replays it with a single call.
 
     Parameters
     ----------
@@ -112,7 +117,7 @@ class CudaEngine:
     Raises
     ------
     SpecVitError
-        If onnxruntime cannot load the graph on the card, or would compute a part of it on the CPU.
+        If onnxruntime cannot load or run the graph on the card, or would compute a part of it on the CPU.
     """
 
     name = "cuda"
@@ -133,6 +138,14 @@ class CudaEngine:
         device = cuda_device()
         how = "CUDA graph" if cuda_graph else "no CUDA graph"
         self.description = f"onnxruntime {ort.__version__}, {device[0] if device else 'CUDA'}, {how}"
+        ones = padded(np.empty((0, PFS_MR.n), np.float32), batch)
+        try:
+            self._once(ones, ones)
+        except Exception as error:  # of onnxruntime, of the driver: no memory left, an operator without a kernel
+            reason = " ".join(str(error).split())[:200]
+            raise SpecVitError(
+                f"onnxruntime cannot run {graph} on the card with {how} ({reason}); give a smaller batch"
+            ) from None
 
     def run(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         """Outputs of the graph by name, from flux and error (N, 4096)."""
@@ -142,6 +155,7 @@ class CudaEngine:
         self.inputs["flux"].update_inplace(flux)
         self.inputs["error"].update_inplace(error)
         self.session.run_with_iobinding(self.binding)
+        self.binding.synchronize_outputs()
         return {name: value.numpy() for name, value in self.outputs.items()}
 
 

@@ -124,7 +124,9 @@ def read_model(core: Any, graph: Path, batch: int) -> Any:
         model = core.read_model(graph)
     except RuntimeError as error:
         reason = " ".join(str(error).split())[-200:]
-        raise SpecVitError(f"openvino cannot read {graph} ({reason}); copy or export it again") from None
+        raise SpecVitError(
+            f"openvino cannot read {graph} ({reason}); choose engine onnxruntime, or export it again"
+        ) from None
     check_names(
         graph,
         (next((name for name in INPUTS if name in port.names), port.any_name) for port in model.inputs),
