@@ -243,9 +243,9 @@ FLUX_3, ERROR_3 = flux_and_error()
 REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "no error": ({"flux": FLUX_3}, "add a dataset 'error' .* or 'ivar' in the shape of flux$"),
     "nm": ({"flux": FLUX_3, "error": ERROR_3, "wave": PFS_MR.wave / 10}, "wave is in nm: store it in Angstrom$"),
-    "foreign grid": (
-        {"flux": FLUX_3, "error": ERROR_3, "wave": PFS_MR.wave + 0.1}, "resample the spectra to it$"
-    ),
+    "um": ({"flux": FLUX_3, "error": ERROR_3, "wave": PFS_MR.wave / 1e4}, "wave is in um: store it in Angstrom$"),
+    "another arm": ({"flux": FLUX_3, "error": ERROR_3, "wave": PFS_MR.wave - 3000}, "give spectra of that range$"),
+    "falling wave": ({"flux": FLUX_3, "error": ERROR_3, "wave": PFS_MR.wave[::-1]}, "sort each spectrum by them$"),
     "NaN in wave": (
         {"flux": FLUX_3, "error": ERROR_3, "wave": np.where(np.arange(PFS_MR.n) == 9, np.nan, PFS_MR.wave)},
         "sort each spectrum by them$",

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import TYPE_CHECKING, Any, Protocol, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +20,9 @@ from specvit_deploy.formats.columns import REDSHIFTS, check_keep
 from specvit_deploy.formats.rows import Medium, Rows
 from specvit_deploy.grid import C_KM_S, WavelengthGrid
 from specvit_deploy.quality import Quality
+
+if TYPE_CHECKING:
+    from specvit_deploy.line_spread import LineSpread
 
 FIRST_ROWS = 16
 """Rows whose wavelengths are looked at before any work."""
@@ -100,6 +102,8 @@ class Catalog:
         (`redshift` or `z` hold z instead). Without it the file's own counts; 0 says that the spectra are at rest.
     medium : "air" or "vacuum", optional
         What the wavelengths are measured in, whatever the file says.
+    lsf : LineSpread, optional
+        Of the spectra, if it is not the instrument's (`specvit_deploy.to_grid`).
 
     Raises
     ------
@@ -114,8 +118,9 @@ class Catalog:
         keep: Sequence[str] = (),
         velocity: float | str | None = None,
         medium: Medium | None = None,
+        lsf: LineSpread | None = None,
     ) -> None:
-        self.path, self.grid, self.keep = Path(path), grid, tuple(dict.fromkeys(keep))
+        self.path, self.grid, self.keep, self.lsf = Path(path), grid, tuple(dict.fromkeys(keep)), lsf
         self.velocity, self.medium = velocity, medium
         if medium not in (None, "air", "vacuum"):
             raise SpecVitError(f"the medium '{medium}' is unknown; give air or vacuum")
@@ -158,10 +163,10 @@ class Catalog:
         if rows.velocity is None and not getattr(self.source, "says_velocity", True):
             rows = replace(rows, velocity=np.full(len(rows.flux), np.nan))
         if not untouched.any():
-            return to_grid(rows, self.grid)
+            return to_grid(rows, self.grid, lsf=self.lsf, any_unit=any_unit)
         parts = np.flatnonzero(untouched), np.flatnonzero(~untouched)
-        blocks = _as_they_are(_part(rows, parts[0]), any_unit), to_grid(_part(rows, parts[1]), self.grid)
-        return _merged(blocks, np.argsort(np.concatenate(parts)))
+        brought = to_grid(_part(rows, parts[1]), self.grid, any_unit=any_unit)
+        return _merged((_as_they_are(_part(rows, parts[0]), any_unit), brought), np.argsort(np.concatenate(parts)))
 
     def _declared(self, rows: Rows) -> Rows:
         """Rows with what the caller declares in place of what the file says."""
@@ -181,7 +186,7 @@ class Catalog:
     def _untouched(self, rows: Rows) -> NDArray[np.bool_]:
         """Which rows are on the grid, in vacuum and at rest, shape (N,)."""
         n = len(rows.flux)
-        if rows.medium != "vacuum":
+        if rows.medium != "vacuum" or self.lsf is not None:
             return np.zeros(n, np.bool_)
         at_rest = np.ones(n, np.bool_) if rows.velocity is None else np.asarray(rows.velocity == 0, np.bool_)
         if rows.wave.ndim == 1:
@@ -203,12 +208,11 @@ class Catalog:
             raise SpecVitError(
                 f"{self.path}: its wavelengths ({span}) must be finite and rise; sort each spectrum by them"
             )
-        usable = any(self._overlaps(one) for one in waves) or not len(waves)
-        if usable and (find_spec("specvit_deploy.to_grid") is not None or self._untouched(rows).all()):
+        if any(self._overlaps(one) for one in waves) or not len(waves):
             return
         units = {"nm": 10.0, "um": 1e4}
         unit = next((unit for unit, length in units.items() if wave[-1] < 1000 and self._overlaps(length * wave)), None)
-        hint = f"wave is in {unit}: store it in Angstrom" if unit else "resample the spectra to it"
+        hint = f"wave is in {unit}: store it in Angstrom" if unit else "give spectra of that range"
         raise SpecVitError(f"{self.path}: its wavelengths ({span}) are not the model's {self.grid.describe()}; {hint}")
 
     def _overlaps(self, wave: NDArray[np.float64]) -> bool:
@@ -222,9 +226,10 @@ def open_catalog(
     keep: Sequence[str] = (),
     velocity: float | str | None = None,
     medium: Medium | None = None,
+    lsf: LineSpread | None = None,
 ) -> Catalog:
     """Open a catalogue of any known format; parameters and errors as in `Catalog`."""
-    return Catalog(path, grid, keep, velocity, medium)
+    return Catalog(path, grid, keep, velocity, medium, lsf)
 
 
 def _as_they_are(rows: Rows, any_unit: bool) -> Block:

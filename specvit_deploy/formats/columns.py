@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats.rows import Medium
+from specvit_deploy.quality import Quality
 
 ALIASES = {
     "flux": ("flux", "flux_lambda", "flam"),
@@ -37,6 +38,8 @@ ANGSTROM = {
     "um": 1e4, "micron": 1e4, "microns": 1e4, "micrometer": 1e4, "micrometers": 1e4, "\u00b5m": 1e4, "\u03bcm": 1e4,
     "m": 1e10, "meter": 1e10,
 }  # fmt: skip
+REFERENCE = 7975.0
+"""Angstrom at which flux per unit frequency and per unit wavelength are made equal: the middle of the arm."""
 KM_S = {"km/s": 1.0, "kms-1": 1.0, "kms^-1": 1.0, "kms**-1": 1.0, "m/s": 1e-3, "ms-1": 1e-3, "cm/s": 1e-5}
 
 
@@ -77,6 +80,37 @@ def _factor(unit: object, known: dict[str, float], what: str, remedy: str) -> fl
     return known[plain]
 
 
+def calibrated(
+    unit: object, wave: NDArray[np.float64], flux: NDArray[Any], error: NDArray[Any]
+) -> tuple[NDArray[Any], NDArray[Any], NDArray[np.int32] | None]:
+    """Flux per unit wavelength out of flux in `unit`.
+
+    Parameters
+    ----------
+    unit : object
+        What the file says, if anything. Per unit frequency (Jy, erg/s/cm2/Hz) is multiplied by (`REFERENCE` / wave)^2;
+        counts (electrons, ADU, photons) are left alone but flagged; all else is taken for per unit wavelength.
+    wave : (n,) or (N, n) array
+        Angstrom.
+    flux, error : (N, n) arrays
+        In `unit`.
+
+    Returns
+    -------
+    flux, error : (N, n) arrays
+        Per unit wavelength, in the same precision.
+    flags : (N,) int32 array or None
+        NOT_FLUX_CALIBRATED for counts.
+    """
+    plain = text(unit).lower().replace(" ", "")
+    if plain.endswith("jy") or "hz" in plain:
+        factor = ((REFERENCE / wave) ** 2).astype(flux.dtype)
+        return flux * factor, error * factor.astype(error.dtype), None
+    if plain.startswith(("electron", "adu", "count", "ct", "photon", "dn")):
+        return flux, error, np.full(len(flux), Quality.NOT_FLUX_CALIBRATED, np.int32)
+    return flux, error, None
+
+
 def medium_of(value: object, where: str) -> Medium | None:
     """Medium that a file declares, None if it does not.
 
@@ -86,7 +120,7 @@ def medium_of(value: object, where: str) -> Medium | None:
         For another word than air or vacuum.
     """
     word = text(value).lower()
-    word = {"vac": "vacuum", "true": "vacuum", "false": "air"}.get(word, word)
+    word = {"vac": "vacuum"}.get(word, word)
     if not word:
         return None
     if word not in ("air", "vacuum"):
@@ -117,11 +151,23 @@ def inverse_sqrt(ivar: NDArray[Any]) -> NDArray[Any]:
 
 
 def plain_column(values: NDArray[Any]) -> NDArray[Any]:
-    """A scalar column in the machine's byte order; strings as objects of `str`, of no fixed width."""
+    """A scalar column in the machine's byte order; texts and dates as objects of `str`, of no fixed width."""
     values = np.asarray(values)
-    if values.dtype.kind in "SUO":
-        return np.array([text(v) if isinstance(v, str | bytes) else v for v in values.ravel()], dtype=object)
+    if values.dtype.kind in "SUOMm":
+        return np.array([text(value) for value in values.ravel()], dtype=object)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def padded(rows: Sequence[NDArray[Any] | None], n: int, exact: bool = False, dtype: Any = np.float64) -> NDArray[Any]:
+    """Rows of varying length (None: no values) as one (N, n) array, NaN where they have nothing.
+
+    With `exact` a row of any other length than `n` has nothing at all: nobody knows which pixels it lacks.
+    """
+    full = np.full((len(rows), n), np.nan, dtype)
+    for i, row in enumerate(rows):
+        if row is not None and (len(row) == n or not exact):
+            full[i, : len(row)] = np.asarray(row)[:n]
+    return full
 
 
 def check_keep(path: Path, keep: Sequence[str], columns: Sequence[str]) -> None:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats.columns import (
     angstrom,
+    calibrated,
     check_keep,
     floating,
     km_s,
@@ -30,9 +31,9 @@ class PlainReader:
 
     `wave` (n,), or (N, n) with its own wavelengths a row, in any sampling, rising. Its attribute `unit` (or `units`)
     may say nm, Angstrom or um, its attribute `medium`, or the file's, air or vacuum; without them it is Angstrom in
-    vacuum. `mask` (N, n) is nonzero at bad pixels, `id` (N,) identifies the rows. `velocity` (km/s) or `redshift`, each
-    (N,) or one number, as a dataset or an attribute of the file, is what the spectra are shifted by. Any other
-    (N,) dataset can be kept.
+    vacuum. A `unit` of `flux` that is per unit frequency (nJy) or in counts is heeded. `mask` (N, n) is nonzero at bad
+    pixels, `id` (N,) identifies the rows. `velocity` (km/s) or `redshift`, each (N,) or one number, as a dataset or an
+    attribute of the file, is what the spectra are shifted by. Any other (N,) dataset can be kept.
     """
 
     name = "plain"
@@ -75,6 +76,7 @@ class PlainSource:
             or medium_of(attribute(file, "medium"), f"{path}")
             or "vacuum"
         )
+        self.flux_unit = attribute(file["flux"], "unit", "units")
         self.shared = self.scale * wave[()].astype(np.float64) if wave.ndim == 1 else None
         self.id = dataset(file, "id")
         if self.id is not None and self.id.shape != (self.rows,):
@@ -113,6 +115,7 @@ class PlainSource:
         if wave is None:
             wave = self.scale * floating(self.file["wave"][start:stop]).astype(np.float64)
             wave, flux, error = mended(wave, flux, error)
+        flux, error, flags = calibrated(self.flux_unit, wave, flux, error)
         return Rows(
             wave=wave,
             flux=flux,
@@ -120,6 +123,7 @@ class PlainSource:
             id=np.arange(start, stop) if self.id is None else np.asarray(self.id[start:stop]),
             medium=self.medium,
             velocity=None if self.velocity is None else self.velocity[start:stop],
+            flags=flags,
             extras={name: plain_column(self.file[name][start:stop]) for name in self.keep},
         )
 

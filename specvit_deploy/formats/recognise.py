@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -39,8 +38,6 @@ def find_reader(path: Path) -> Reader:
     container = container_of(path)
     modules, remedy = CONTAINERS[container]
     for name in modules:
-        if find_spec(f"specvit_deploy.formats.{name}") is None:
-            continue
         for reader in import_module(f"specvit_deploy.formats.{name}").READERS:
             if reader.detect(path):
                 found: Reader = reader
