@@ -20,8 +20,8 @@ from specvit_training.vit import SCENARIO_NAMES, Normalised
 HIDDEN = 256
 AMPLITUDE_SD = 0.05
 """Prior of the amplitude that the preparation leaves, relative."""
-BLOCK = 8
-"""Rows of the normal matrix that are eliminated together."""
+SOLVE = "specvit::Solve"
+"""What stands for the solution in a graph until its nodes are put there: ONNX has no such operator."""
 
 
 class GlsMlp(nn.Module):
@@ -102,38 +102,26 @@ class GlsMlp(nn.Module):
     def statistic(self, x: Normalised) -> Tensor:
         """Coefficients c / sd(c), amplitude first, (B, K)."""
         w = x.information * self.inverse_error_squared
-        right = (w * x.residual) @ self.basis.T
+        right = ((w * x.residual) @ self.basis.T)[:, :, None]
         # a graph makes the products when it is loaded: 1 MB in the file instead of 31
         products = self.pairs() if torch.compiler.is_exporting() else self.products
         normal = (w @ products.T)[:, self.entry] + self.unit  # B W B^T of every spectrum in one product
-        return solve(torch.cat([normal, right[:, :, None]], 2))[:, :, 0] @ self.turn
+        return solve(normal, right)[:, :, 0] @ self.turn
 
     def pairs(self) -> Tensor:
         """Products of every two rows of the basis, (K (K + 1) / 2, n)."""
         return self.basis[self.first] * self.basis[self.second]
 
 
-def solve(system: Tensor) -> Tensor:
-    """Solve positive definite equations (B, K, K + 1), the right side last, with operators that every engine has.
-
-    Gauss elimination in blocks of rows; no pivoting, which such a matrix does not need. The solution is (B, K, 1).
-    """
-    reduced: list[Tensor] = []
-    for _ in range(0, system.shape[1], BLOCK):
-        if reduced:
-            system = system[:, BLOCK:, BLOCK:] - system[:, BLOCK:, :BLOCK] @ reduced[-1]
-        reduced.append(eliminate(system[:, :BLOCK]))
-    solution = reduced[-1]
-    for block in reversed(reduced[:-1]):
-        solution = torch.cat([block[:, :, -1:] - block[:, :, :-1] @ solution, solution], 1)
-    return solution
-
-
-def eliminate(block: Tensor) -> Tensor:
-    """Inverse of the leading square of `block` (B, s, R) times the rest, (B, s, R - s), by Gauss and Jordan."""
-    unit = torch.eye(block.shape[1], dtype=torch.bool, device=block.device)
-    for k in range(block.shape[1]):
-        column, block = block[:, :, :1], block[:, :, 1:]
-        row = block[:, k : k + 1] / column[:, k : k + 1]
-        block = torch.where(unit[:, k : k + 1], row, block - column * row)
-    return block
+def solve(matrix: Tensor, right: Tensor) -> Tensor:
+    """Solve positive definite equations (B, K, K) with right sides (B, K, 1)."""
+    if torch.compiler.is_exporting():
+        system, size = torch.cat([matrix, right], 2), matrix.shape[1]
+        shape = (system.shape[0], size, 1)
+        out: Tensor = torch.onnx.ops.symbolic(
+            SOLVE, (system,), {"size": size}, dtype=right.dtype, shape=shape, version=1
+        )
+        return out
+    scale = torch.diagonal(matrix, dim1=1, dim2=2).rsqrt()[:, :, None]  # pivots are chosen among equals
+    solution: Tensor = torch.linalg.solve(matrix * scale * scale.transpose(1, 2), right * scale)
+    return solution * scale
