@@ -1,146 +1,287 @@
-"""The parity gate: torch and ONNX Runtime must agree on every kind of spectrum, or nothing is shipped."""
+"""The parity gate: every engine must agree with torch on every kind of spectrum, or nothing is shipped."""
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from specvit_training.estimator import OUTPUTS, Estimator
+from specvit_training.estimator import OUTPUTS, Estimator, Prepared, design_rank
 
-from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LOG_G
-from specvit_deploy.recipe import Recipe
+from specvit_deploy.metrics import scores
+from specvit_deploy.recipe import Recipe, test_recipe
+from specvit_export.cases import DOMAIN_MAG, parity_cases
+from specvit_export.tolerance import (
+    COVERAGE_TOLERANCE,
+    CRLB_TOLERANCE,
+    LIMITS,
+    LOG_G_TOLERANCE,
+    P999_SIGMA,
+    R2_TOLERANCE,
+    RMS_SIGMA,
+    WORST_SIGMA,
+    Outputs,
+    check_fractions,
+    check_same_kind,
+    check_worst,
+    compare,
+    compare_limits,
+    failed,
+    in_sigma,
+    rms_of,
+)
 
-LOG_G_TOLERANCE = 1e-4
-"""Largest |d log_g| and |d log_g_err|, dex; twice that for either end of the interval."""
-CRLB_TOLERANCE = 1e-3
-"""Largest relative difference of CRLB, chi2, latent distance and the spreads of the other labels: what inherits the
-rounding of the Fisher matrix."""
-BATCHES = (1, 7, 64)
-
-Case = tuple[NDArray[np.float32], NDArray[np.float32]]
-
-
-def parity_cases(scenario: str) -> dict[str, Case]:
-    """Ordinary, masked and extreme spectra by name: flux and error (N, 4096)."""
-    rng = np.random.default_rng(11)
-
-    def draw(mag: tuple[float, float], n: int, seed: int) -> Case:
-        blocks = list(Recipe(scenario, mag, n, seed).blocks())
-        return np.concatenate([b[1] for b in blocks]), np.concatenate([b[2] for b in blocks])
-
-    flux, error = draw((20.5, 22.5), 128, 8_001)
-    bright, bright_error = draw((15.0, 17.0), 32, 8_002)
-    faint, faint_error = draw((23.0, 25.0), 32, 8_003)
-    masked, masked_error = flux[:32].copy(), error[:32].copy()
-    masked_error[rng.random(masked_error.shape) < np.linspace(0.05, 0.99, 32)[:, None]] = np.inf
-    half, half_error = flux[:16].copy(), error[:16].copy()
-    half[:8, :2048] = np.nan
-    half_error[8:, 2048:] = 0.0
-    return {
-        "ordinary": (flux, error),
-        "bright": (bright, bright_error),
-        "faint": (faint, faint_error),
-        "masked": (masked, masked_error),
-        "half missing": (half, half_error),
-        "flux x 1e6": (flux[:16] * np.float32(1e6), error[:16] * np.float32(1e6)),
-        "flux x 1e-20": (flux[:16] * np.float32(1e-20), error[:16] * np.float32(1e-20)),
-        "spikes": (np.where(rng.random((16, 4096)) < 0.001, np.float32(1e4), flux[:16]), error[:16]),
-        "negative": (-flux[:8], error[:8]),
-        "pure noise": (error[:16] * rng.standard_normal((16, 4096)).astype(np.float32), error[:16]),
-        "no data": (np.full((4, 4096), np.nan, np.float32), error[:4]),
-        "no error": (flux[:4], np.zeros((4, 4096), np.float32)),
-    }
+BATCHES = (1, 7, None)
+"""Rows of one call while checking: one, an odd number, the engine's own."""
+SPIKES = 10.0
+"""Factor on the tolerance of float32 for spectra with spikes 10^4 times the star, chi2 near 10^7: sums over such pixels
+in another order differ by up to 7e-4 dex, 0.1 % of the stated error."""
+BLOCK = 64
 
 
-def check_parity(estimator: Estimator, graph: Path, scenario: str) -> dict[str, Any]:
-    """Compare the graph on ONNX Runtime with the torch estimator at batch 1, 7 and 64.
+class Runs(Protocol):
+    """What the gate needs of an engine."""
+
+    batch: int
+    description: str
+
+    def run(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
+        """Outputs by name, from flux and error (N, 4096)."""
+
+
+Load = Callable[[int | None], Runs]
+"""Loads an engine for so many rows a call; None is its own best."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Spectra with what torch makes of them; N rows.
+
+    Parameters
+    ----------
+    flux, error : (N, 4096) arrays
+    truth : (N,) array
+        True log g.
+    outputs : dict
+        What the torch estimator gives.
+    """
+
+    flux: NDArray[np.float32]
+    error: NDArray[np.float32]
+    truth: NDArray[Any]
+    outputs: Outputs
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What every engine is compared with, made once.
+
+    Parameters
+    ----------
+    estimator : Estimator
+        In torch, float32.
+    cases : dict of slices
+        Rows of each kind of spectrum in `mixed`.
+    mixed : Sample
+        All kinds of spectra, one after another, so that batches hold several kinds; no truth.
+    domain, test : Sample
+        Spectra over the training domain, and the test set.
+    """
+
+    estimator: Estimator
+    cases: Mapping[str, slice]
+    mixed: Sample
+    domain: Sample
+    test: Sample
+
+
+def make_reference(estimator: Estimator, scenario: str, tests: int = 10_000) -> Reference:
+    """Draw the spectra of the gate and run the torch estimator on them."""
+    estimator.eval()
+    cases, rows, start = parity_cases(scenario), {}, 0
+    for name, (flux, _) in cases.items():
+        rows[name] = slice(start, start + len(flux))
+        start += len(flux)
+    flux, error = (np.concatenate([case[i] for case in cases.values()]) for i in (0, 1))
+    return Reference(
+        estimator,
+        rows,
+        Sample(flux, error, np.zeros(0), torch_outputs(estimator, flux, error)),
+        _sample(estimator, Recipe(scenario, DOMAIN_MAG, max(tests // 5, 100), 8_005)),
+        _sample(estimator, test_recipe(scenario, tests)),
+    )
+
+
+def check_engine(reference: Reference, load: Load, precision: str, where: str) -> dict[str, Any]:
+    """Compare an engine with torch: all kinds of spectra at batch 1, 7 and its own, then the domain and the test set.
+
+    Parameters
+    ----------
+    reference : Reference
+        Of the same estimator.
+    load : callable
+        Loads the engine.
+    precision : str
+        `fp32` is held to rounding, all others to a fraction of the stated errors.
+    where : str
+        Name of the engine in errors.
 
     Returns
     -------
     dict
-        Largest difference per case, output and overall.
+        What a parity report says, the time aside.
 
     Raises
     ------
     SpecVitError
-        If any difference exceeds its tolerance, or one side is finite where the other is not.
+        If any difference exceeds its tolerance, one side is finite where the other is not, or a row depends on others.
     """
-    import onnxruntime as ort
-
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = 1
-    session = ort.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    estimator.eval()
-    worst: dict[str, dict[str, float]] = {}
-    for name, (flux, error) in parity_cases(scenario).items():
-        with torch.no_grad():
-            reference = estimator(torch.from_numpy(flux), torch.from_numpy(error))._asdict()
-        for batch in BATCHES:
-            parts = [
-                session.run(list(OUTPUTS), {"flux": flux[i : i + batch], "error": error[i : i + batch]})
-                for i in range(0, len(flux), batch)
-            ]
-            outputs = {
-                key: np.concatenate(column) for key, column in zip(OUTPUTS, zip(*parts, strict=True), strict=True)
-            }
-            for key in OUTPUTS:
-                difference = compare(key, outputs[key], reference[key].numpy(), f"{name}, batch {batch}")
-                case = worst.setdefault(name, {})
-                case[key] = max(case.get(key, 0.0), difference)
-    overall = {key: max(case[key] for case in worst.values()) for key in OUTPUTS}
+    exact = precision == "fp32"
+    cases: dict[str, dict[str, float]] = {name: {} for name in reference.cases}
+    for batch in BATCHES:
+        engine = load(batch)
+        outputs = engine.run(reference.mixed.flux, reference.mixed.error)
+        at_labels = limits_at(reference.estimator, reference.mixed, outputs)
+        for name, rows in reference.cases.items():
+            place = f"{where}, {name}, batch {batch or engine.batch}"
+            factor = SPIKES if name == "spikes" else 1.0
+            found = _compare_rows(outputs, reference.mixed.outputs, at_labels, rows, exact, place, factor)
+            for key, difference in found.items():
+                cases[name][key] = max(cases[name].get(key, 0.0), difference)
+    check_independence(engine, reference.mixed, where)
+    domain, _ = check_sample(engine, reference.domain, exact, f"{where}, magnitude 18 to 23")
+    test, changes = check_sample(engine, reference.test, exact, f"{where}, test spectra")
     return {
-        "tolerance": {"dex": LOG_G_TOLERANCE, "relative": CRLB_TOLERANCE},
-        "batches": list(BATCHES),
-        "largest": overall,
-        "cases": worst,
-        "engine": f"onnxruntime {ort.__version__}",
-        "torch": torch.__version__,
+        "description": engine.description,
+        "tolerance": (
+            {"dex": LOG_G_TOLERANCE, "relative": CRLB_TOLERANCE}
+            if exact
+            else {
+                "rms_sigma": RMS_SIGMA,
+                "p999_sigma": P999_SIGMA,
+                "max_sigma": WORST_SIGMA,
+                "relative": CRLB_TOLERANCE,
+            }
+        )
+        | {"r2": R2_TOLERANCE, "coverage": COVERAGE_TOLERANCE},
+        "unit": "dex, other outputs relative" if exact else "stated error, limits relative",
+        "batches": [batch or engine.batch for batch in BATCHES],
+        "cases": cases,
+        "largest": {key: max(case.get(key, 0.0) for case in cases.values()) for key in OUTPUTS},
+        "log_g": test,
+        "log_g_domain": domain,
+        **changes,
+        "spectra": len(reference.test.truth),
     }
 
 
-def compare(key: str, value: NDArray[Any], reference: NDArray[Any], where: str) -> float:
-    """Largest difference of one output: dex for log g and its errors, relative otherwise.
+def _compare_rows(
+    outputs: Outputs, expected: Outputs, at_labels: Outputs, rows: slice, exact: bool, where: str, factor: float
+) -> dict[str, float]:
+    """Largest difference of each output of one kind of spectrum."""
+    outputs, expected, at_labels = ({k: v[rows] for k, v in part.items()} for part in (outputs, expected, at_labels))
+    check_same_kind(outputs, expected, where)
+    limits = compare_limits(outputs, at_labels, where)
+    if exact:
+        return {key: compare(key, outputs[key], expected[key], where, factor) for key in OUTPUTS}
+    return {**check_worst(in_sigma(outputs, expected), where), **limits, "n_good": 0.0}
+
+
+def check_sample(engine: Runs, sample: Sample, exact: bool, where: str) -> tuple[dict[str, float], dict[str, float]]:
+    """Compare an engine with torch on a set with truths: differences of log g, and changes of R2 and coverage.
 
     Raises
     ------
     SpecVitError
-        Beyond tolerance.
+        If any exceeds its tolerance.
     """
-    if value.shape != reference.shape:
-        raise SpecVitError(
-            f"parity failed ({where}): {key} has shape {value.shape}, torch {reference.shape}; export again"
+    outputs = engine.run(sample.flux, sample.error)
+    check_same_kind(outputs, sample.outputs, where)
+    fractions = in_sigma(outputs, sample.outputs)
+    dex = np.abs(outputs["labels"][:, LOG_G].astype(np.float64) - sample.outputs["labels"][:, LOG_G])
+    sigma = fractions["labels"][:, LOG_G]
+    found = {
+        "rms_dex": rms_of(dex),
+        "p999_dex": float(np.quantile(dex, 0.999)),
+        "max_dex": float(dex.max()),
+        "rms_sigma": rms_of(sigma),
+        "p999_sigma": float(np.quantile(sigma, 0.999)),
+    }
+    if exact and found["p999_dex"] > LOG_G_TOLERANCE:
+        raise failed(where, f"log_g differs by {found['p999_dex']:.2g} dex (tolerance {LOG_G_TOLERANCE:g})")
+    check_fractions(fractions, where)
+    allowed = max(COVERAGE_TOLERANCE, 2.5 / len(sample.truth))  # two spectra at least
+    (r2, inside), (r2_torch, inside_torch) = (_quality(sample.truth, table) for table in (outputs, sample.outputs))
+    changes = {"r2_change": r2 - r2_torch, "coverage_change": inside - inside_torch}
+    if abs(changes["r2_change"]) > R2_TOLERANCE or abs(changes["coverage_change"]) > allowed:
+        raise failed(
+            where,
+            f"R2 changes by {changes['r2_change']:+.4f} and coverage by {changes['coverage_change']:+.4f} "
+            f"(tolerance {R2_TOLERANCE:g} and {allowed:g})",
         )
-    same = (value == reference) | (np.isnan(value) & np.isnan(reference))
-    if key == "n_good":
-        if not same.all():
-            raise SpecVitError(f"parity failed ({where}): n_good differs; the graph masks other pixels than torch")
-        return 0.0
-    with np.errstate(invalid="ignore", divide="ignore"):
-        difference = np.where(same, 0.0, np.abs(value.astype(np.float64) - reference))
-        if key in ("labels", "label_sigma"):
-            scale = np.abs(reference) + 1.0
-            scale[:, LOG_G] = 1.0
-            difference = difference / scale
-        elif not key.startswith(("log_g_err", "log_g_lo", "log_g_hi")):
-            difference = difference / np.abs(reference)
-    difference[same] = 0.0
-    loose = "crlb" in key or key in ("chi2_reduced", "latent_distance", "label_sigma")
-    tolerance = np.full(difference.shape[1:], CRLB_TOLERANCE if loose else LOG_G_TOLERANCE)
-    if key == "label_sigma":
-        tolerance[LOG_G] = LOG_G_TOLERANCE
-    if key in ("log_g_lo", "log_g_hi"):
-        tolerance = 2 * tolerance  # an end of the interval is log g and a half-width together
-    largest = float(difference.max())
-    if not (difference <= tolerance).all():  # catches NaN: finite on one side only
-        row = int(np.argmax(np.nan_to_num(difference / tolerance, nan=np.inf).reshape(len(value), -1).max(axis=1)))
-        allowed = f"{tolerance.min():g} dex" if not loose else f"{CRLB_TOLERANCE:g}, log g {LOG_G_TOLERANCE:g} dex"
-        raise SpecVitError(
-            f"parity failed ({where}): {key} differs by {largest:.2g} in row {row} (tolerance {allowed}): "
-            f"graph {value[row]}, torch {reference[row]}; nothing was written, check the torch and onnxruntime versions"
-        )
-    return largest
+    return found, changes
+
+
+def check_independence(engine: Runs, sample: Sample, where: str) -> None:
+    """Refuse an engine in which a row's result depends on the other rows of its batch.
+
+    Raises
+    ------
+    SpecVitError
+        If any bit of a row changes when its neighbours become bright, faint or empty.
+    """
+    n = min(max(4, engine.batch), len(sample.flux))
+    flux, error = sample.flux[:n].copy(), sample.error[:n].copy()
+    alone = engine.run(flux, error)
+    flux[0::4], error[1::4], flux[2::4] = np.nan, 1e-3, 1e4
+    crowd = engine.run(flux, error)
+    kept = slice(3, None, 4)
+    for key in OUTPUTS:
+        if not np.array_equal(alone[key][kept], crowd[key][kept], equal_nan=True):
+            raise failed(where, f"{key} of a spectrum changes with the other spectra of its batch")
+
+
+def limits_at(estimator: Estimator, sample: Sample, outputs: Outputs) -> Outputs:
+    """Limits that torch gives at the labels that an engine reports; on empty rows, which have none, torch's own."""
+    labels = np.nan_to_num(outputs["labels"], nan=4000.0)
+    parts = []
+    with torch.no_grad():
+        for start in range(0, len(labels), BLOCK):
+            rows = slice(start, start + BLOCK)
+            prepared: Prepared = estimator.preparation(
+                torch.from_numpy(sample.flux[rows]), torch.from_numpy(sample.error[rows])
+            )
+            crlb, prior, chi2 = estimator.limits(
+                torch.from_numpy(labels[rows]), prepared.flux, prepared.inverse_variance
+            )
+            freedom = (prepared.n_good[:, 0] - design_rank(estimator.limits.scenario)).clamp(min=1.0)
+            parts.append((crlb.numpy(), prior.numpy(), (chi2 / freedom).numpy()))
+    empty = np.isnan(sample.outputs["labels"]).any(axis=1)
+    return {
+        key: np.where(empty, sample.outputs[key], np.concatenate(columns))
+        for key, columns in zip(LIMITS, zip(*parts, strict=True), strict=True)
+    }
+
+
+def torch_outputs(estimator: Estimator, flux: NDArray[np.float32], error: NDArray[np.float32]) -> Outputs:
+    """Outputs of a torch estimator by name."""
+    with torch.no_grad():
+        parts = [
+            estimator(torch.from_numpy(flux[i : i + BLOCK]), torch.from_numpy(error[i : i + BLOCK]))
+            for i in range(0, len(flux), BLOCK)
+        ]
+    return {key: np.concatenate([getattr(part, key).numpy() for part in parts]) for key in OUTPUTS}
+
+
+def _sample(estimator: Estimator, recipe: Recipe) -> Sample:
+    labels, flux, error = (np.concatenate(parts) for parts in zip(*recipe.blocks(), strict=True))
+    return Sample(flux, error, labels[:, LOG_G].astype(np.float64), torch_outputs(estimator, flux, error))
+
+
+def _quality(truth: NDArray[Any], table: Outputs) -> tuple[float, float]:
+    inside = (truth >= table["log_g_lo"]) & (truth <= table["log_g_hi"])
+    return scores(truth, table["labels"][:, LOG_G].astype(np.float64))["r2"], float(inside.mean())

@@ -3,6 +3,11 @@
 Weights and activations are signed and symmetric (S8S8), weights with one scale per output channel. Scales of the
 activations are constants found on simulated spectra over the range of S/N: a dynamic scale would be shared by a batch,
 and a bright star would move the others.
+
+What was measured on the default model, in units of the stated error at magnitude 18 to 20.5 (rms, 99.9th percentile):
+all four products of a layer 3.8 %, 28 %; without the last one of the MLP 2.1 %, 16 %, at 0.06 ms more. Its inputs,
+after a GELU, fill half of a symmetric range. Extremes as scales beat percentiles (99.999: 7.9 %, 75 %); entropy
+finds the extremes too.
 """
 
 from __future__ import annotations
@@ -31,7 +36,6 @@ CALIBRATION_MAG = ((15.0, 18.0), (18.0, 21.0), (21.0, 23.0), (23.0, 25.0))
 CALIBRATION_SEED = 9_001
 """Seed of these spectra: apart from every training, test and calibration set."""
 SPECTRA = 256
-METHOD = CalibrationMethod.MinMax
 BATCH = 16
 
 
@@ -50,6 +54,16 @@ def calibration_spectra(scenario: str, n: int = SPECTRA) -> tuple[NDArray[np.flo
     return flux, error
 
 
+def products(model: onnx.ModelProto) -> list[str]:
+    """Names of the products to quantise."""
+    weights = {tensor.name for tensor in model.graph.initializer}
+    trunk = trunk_nodes(model)
+    layers = sum(node.op_type == "LayerNormalization" for node in trunk) // 2
+    names = [node.name for node in trunk if node.op_type == "MatMul" and node.input[1] in weights]
+    each = len(names) // layers
+    return [name for i, name in enumerate(names) if (i + 1) % each]
+
+
 class _Spectra(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> None:
         self.batches: Iterator[dict[str, Any]] = iter(
@@ -63,12 +77,10 @@ class _Spectra(CalibrationDataReader):  # type: ignore[misc]
 def quantise(source: Path, path: Path, scenario: str) -> None:
     """Write the int8 twin of `source` (float32, attention as its parts) to `path`.
 
-    Only products of the layers with a weight matrix are quantised (qkv, proj, up, down); softmax attention, norms and
-    the residual stream stay float32.
+    Quantised are the products of a layer with a weight matrix, but for the last, that of the hidden layer of its MLP.
+    Softmax attention, norms and the residual stream stay float32.
     """
     model = onnx.load(source)
-    weights = {tensor.name for tensor in model.graph.initializer}
-    products = [n.name for n in trunk_nodes(model) if n.op_type == "MatMul" and n.input[1] in weights]
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "int8.onnx"
         quantize_static(
@@ -80,8 +92,8 @@ def quantise(source: Path, path: Path, scenario: str) -> None:
             weight_type=QuantType.QInt8,
             per_channel=True,
             op_types_to_quantize=["MatMul"],
-            nodes_to_quantize=products,
-            calibrate_method=METHOD,
+            nodes_to_quantize=products(model),
+            calibrate_method=CalibrationMethod.MinMax,
             extra_options={
                 "ActivationSymmetric": True,
                 "WeightSymmetric": True,
