@@ -59,7 +59,8 @@ class FitsFile:
             warnings.simplefilter("ignore")
             warnings.filterwarnings("error", message=".*(may have been truncated|Error validating header)")
             try:
-                self.hdus = fits.open(path, mode="readonly", memmap=True, ignore_missing_simple=False)
+                # astropy will not map scaled images (the unsigned masks of DESI): `block` scales
+                self.hdus = fits.open(path, mode="readonly", memmap=True, do_not_scale_image_data=True)
             except (OSError, Warning) as error:
                 raise self.damaged(error) from None
             try:
@@ -110,9 +111,14 @@ class FitsFile:
     def block(self, hdu: Any, start: int, stop: int | None) -> NDArray[Any]:
         """Rows [start, stop) of an image, in the machine's byte order; nothing else is read."""
         try:
-            return native(hdu.section[start:stop])
+            values = native(hdu.section[start:stop])
         except (OSError, ValueError, TypeError) as error:
             raise self.damaged(error) from None
+        zero, scale = hdu.header.get("BZERO", 0), hdu.header.get("BSCALE", 1)
+        if (zero, scale) == (0, 1):
+            return values
+        whole = scale == 1 and float(zero).is_integer() and values.dtype.kind in "iu"
+        return values.astype(np.int64) + int(zero) if whole else values * float(scale) + float(zero)
 
     def column(self, hdu: Any, name: str, start: int, stop: int) -> NDArray[Any]:
         """Rows [start, stop) of a table's column: numbers, or objects where it holds text or lengths vary."""

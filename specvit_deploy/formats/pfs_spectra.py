@@ -62,7 +62,8 @@ def spectra(
     if wave.ndim == 2:
         sound = wave
         wave, flux, error = mended(wave, flux, error)
-        covariance[(wave != sound).any(axis=1)] = 0.0  # the order of pixels may have changed
+        moved = (wave != sound) & np.isfinite(sound)  # not where a row was only filled up
+        covariance[moved.any(axis=1)] = 0.0
     empty = ~(np.isfinite(flux) & np.isfinite(error) & (error > 0)).any(axis=1)
     flags = flags | np.where(empty, np.int32(Quality.UPSTREAM_FLAG), np.int32(0))
     return Rows(wave, flux, error, identifier, "vacuum", velocity, covariance, flags, extras)
