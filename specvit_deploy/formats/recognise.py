@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import h5py
 
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.formats.fits import is_fits
 
 if TYPE_CHECKING:
     from specvit_deploy.formats import Reader
@@ -72,10 +73,12 @@ def container_of(path: Path) -> str:
         raise SpecVitError(f"{path} is empty; copy or write it again")
     if head.startswith(b"\x89HDF\r\n\x1a\n") or h5py.is_hdf5(path):
         return "HDF5"
-    if head == b"SIMPLE  =" or head.startswith(b"\x1f\x8b"):
-        return "FITS"  # plain or compressed
+    if is_fits(path):
+        return "FITS"
     if head.startswith(b"PAR1"):
         return "Parquet"
+    if head.startswith((b"\x1f\x8b", b"BZh", b"\xfd7zXZ", b"PK\x03\x04", b"\x28\xb5\x2f\xfd")):
+        raise SpecVitError(f"{path} is compressed, and no whole FITS file; unpack it first, or copy it again")
     raise SpecVitError(
         f"{path} is not an HDF5, FITS or Parquet file; write one of them, in Python with h5py (wave, flux, error)"
     )
