@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from specvit_deploy.catalog_writer import simulate as simulate
     from specvit_deploy.emulator import Emulator as Emulator
     from specvit_deploy.errors import SpecVitError as SpecVitError
-    from specvit_deploy.pipeline import Estimator as Estimator
+    from specvit_deploy.estimator import Estimator as Estimator
     from specvit_deploy.pipeline import predict as predict
     from specvit_deploy.posterior import PosteriorSampler as PosteriorSampler
     from specvit_deploy.prior import Prior as Prior
@@ -30,7 +30,7 @@ __all__ = [
 
 _HOMES = {
     "Bundle": "bundle", "load_bundle": "bundle", "simulate": "catalog_writer", "Emulator": "emulator",
-    "SpecVitError": "errors", "Estimator": "pipeline", "predict": "pipeline", "Quality": "quality",
+    "SpecVitError": "errors", "Estimator": "estimator", "predict": "pipeline", "Quality": "quality",
     "PosteriorSampler": "posterior", "Prior": "prior", "STUDY": "scenario", "SURVEY": "scenario",
 }  # fmt: skip
 

@@ -19,6 +19,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy.added_noise import add_noise, looks_noise_free
 from specvit_deploy.catalog_writer import BLOCK, draw_block
 from specvit_deploy.compression import scaled
 from specvit_deploy.emulator import THETA_K, Array, Emulator, default_emulator
@@ -30,7 +31,6 @@ from specvit_deploy.grid import PFS_MR
 from specvit_deploy.labels import LABEL_BOX, LABELS, LOG_G, LabelBox
 from specvit_deploy.lattice import RegularGrid, lattice_jacobian
 from specvit_deploy.noise import transmission
-from specvit_deploy.pipeline import add_noise, looks_noise_free
 from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.prior import Prior
 from specvit_deploy.quality import median_snr

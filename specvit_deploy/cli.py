@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -157,9 +159,30 @@ def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[in
         yield (lambda n: bar.update(task, total=n)), (lambda n: bar.advance(task, n))
 
 
+def _shard(_: click.Context, __: click.Parameter, value: str | None) -> tuple[int, int] | None:
+    if value is None:
+        return None
+    found = re.fullmatch(r"(\d+)/(\d+)", value)
+    if found is None or not 1 <= int(found[1]) <= int(found[2]):
+        raise click.BadParameter("give I/N with I from 1 to N, such as 2/4")
+    return int(found[1]), int(found[2])
+
+
+def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float | str | None:
+    try:
+        return None if value is None else float(value)
+    except ValueError:
+        return value  # the name of a column
+
+
 @main.command()
-@click.argument("catalog", type=click.Path(path_type=Path), required=False)
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="Result file.  [default: CATALOG with .logg.h5]")
+@click.argument("catalogs", metavar="CATALOG...", type=click.Path(path_type=Path), nargs=-1)
+@click.option(
+    "-o",
+    "--output",
+    type=click.Path(path_type=Path),
+    help="Result file, or the folder of several.  [default: CATALOG with .logg.h5]",
+)
 @click.option(
     "--bundle",
     default="pfs-mr",
@@ -167,6 +190,9 @@ def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[in
     help="Directory of a bundle, or the name of an embedded one.",
 )
 @click.option("--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5).")
+@click.option("--keep", default="", metavar="NAMES", help="Columns of the catalogue to carry along: ra,dec,...")
+@click.option("--velocity", callback=_velocity, metavar="KM/S|COLUMN", help="Radial velocity to take out.")
+@click.option("--medium", type=click.Choice(["air", "vacuum"]), help="Of the wavelengths, whatever the file says.")
 @click.option(
     "--noise-level",
     default=0.0,
@@ -187,45 +213,58 @@ def progress(text: str, total: int | None = None) -> Iterator[tuple[Callable[[in
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
 @click.option("--batch", type=click.IntRange(1), help="Rows of one call.  [default: the engine's measured best]")
 @click.option("--allow-fallback", is_flag=True, help="If that engine cannot: onnxruntime fp32, and a bit on every row.")
+@click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one engine each.")
+@click.option("--cluster", metavar="local|slurm|ADDRESS", help="Let the workers of a Dask cluster compute.")
+@click.option("--shard", callback=_shard, metavar="I/N", help="Compute the I-th of N shares; 'merge' joins them.")
 def predict(
-    catalog: Path | None,
+    catalogs: tuple[Path, ...],
     output: Path | None,
     bundle: str,
     demo: bool,
-    noise_level: float,
-    seed: int,
-    engine: str,
-    precision: str,
-    threads: int,
-    batch: int | None,
-    allow_fallback: bool,
+    keep: str,
+    **options: Any,
 ) -> None:
-    """Estimate log g with its Cramer-Rao bound for every spectrum of CATALOG (HDF5)."""
+    """Estimate log g with its Cramer-Rao bound for every spectrum of each CATALOG.
+
+    A run that was stopped goes on where it stopped when the same command is given again.
+    """
+    if demo:
+        catalogs = (_write_demo(catalogs[0] if catalogs else Path("demo.h5")), *catalogs[1:])
+    if not catalogs:
+        raise click.UsageError("give a CATALOG, or --demo to write one first")
+    options["keep"] = tuple(name.strip() for name in keep.split(",") if name.strip())
+    for catalog, target in zip(catalogs, _outputs(catalogs, output), strict=True):
+        _predict_one(catalog, target, bundle, options)
+
+
+def _outputs(catalogs: tuple[Path, ...], output: Path | None) -> list[Path]:
+    """Result file of each catalogue; no two alike."""
+    if len(catalogs) == 1 and output is not None:
+        return [output]
+    if output is not None and not output.is_dir():
+        raise SpecVitError(f"{output} is no folder, which the results of several catalogues need; make it first")
+    names = [catalog.with_suffix(".logg.h5") for catalog in catalogs]
+    outputs = [name if output is None else output / name.name for name in names]
+    if twice := {path.name for path in outputs if outputs.count(path) > 1}:
+        raise SpecVitError(f"several catalogues would write {', '.join(sorted(twice))}; predict on them one by one")
+    return outputs
+
+
+def _predict_one(catalog: Path, output: Path, bundle: str, options: dict[str, Any]) -> None:
     from specvit_deploy.pipeline import predict as run
     from specvit_deploy.summary import summarise
 
-    if demo:
-        catalog = _write_demo(catalog or Path("demo.h5"))
-    if catalog is None:
-        raise click.UsageError("give a CATALOG, or --demo to write one first")
-    output = output or catalog.with_suffix(".logg.h5")
-    with progress("predict") as (start, advance):
-        run(
-            catalog,
-            output,
-            bundle,
-            noise_level=noise_level,
-            seed=seed,
-            engine=engine,
-            precision=precision,
-            threads=threads,
-            batch=batch,
-            allow_fallback=allow_fallback,
-            loaded=_say_engine,
-            start=start,
-            advance=advance,
+    try:
+        with progress("predict") as (start, advance):
+            run(catalog, output, bundle, **options, loaded=_say_engine, start=start, advance=advance)
+    except KeyboardInterrupt:
+        raise SpecVitError(f"stopped; run the same command again and {output} goes on where it stopped") from None
+    if options["shard"] is not None:
+        click.echo(
+            f"shard {options['shard'][0]}/{options['shard'][1]} is done; when all are: specvit-deploy merge {output}"
         )
-    click.echo(summarise(output))
+    else:
+        click.echo(summarise(output))
 
 
 def _say_engine(engine: Engine) -> None:
@@ -262,6 +301,27 @@ def simulate(catalog: Path, n: int, seed: int, mag: tuple[float, float], scenari
     with progress("simulate", n) as (_, advance):
         write(catalog, n=n, seed=seed, mag=mag, scenario=scenario, advance=advance)
     click.echo(f"wrote {catalog}: {n} spectra, scenario {scenario}, magnitude {mag[0]:g} to {mag[1]:g}, seed {seed}")
+
+
+@main.command()
+@click.argument("output", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
+def status(output: Path, as_json: bool) -> None:
+    """Say how far the run is that ends in OUTPUT."""
+    from specvit_deploy.run_status import describe, status_of
+
+    found = status_of(output)
+    click.echo(json.dumps(found, indent=1) if as_json else describe(found))
+
+
+@main.command()
+@click.argument("output", type=click.Path(path_type=Path))
+def merge(output: Path) -> None:
+    """Join the parts of a finished run (all its shards) into OUTPUT."""
+    from specvit_deploy.pipeline import merge as run
+    from specvit_deploy.summary import summarise
+
+    click.echo(summarise(run(output)))
 
 
 if __name__ == "__main__":

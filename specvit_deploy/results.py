@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import h5py
@@ -13,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy import __version__
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import DESCRIPTIONS, LABELS, LOG_G, UNITS
 from specvit_deploy.quality import FATAL, Quality
 
@@ -74,9 +77,23 @@ def assemble(
     estimate: dict[str, NDArray[Any]],
     snr: NDArray[np.float32],
     quality: NDArray[np.int32],
+    extras: Mapping[str, NDArray[Any]] = MappingProxyType({}),
 ) -> NDArray[Any]:
-    """Make the result table (structured array, N rows) from the outputs of the graph."""
-    table = np.zeros(len(snr), [(column.name, column.dtype) for column in columns(identifier.dtype)])
+    """Make the result table (structured array, N rows) from the outputs of the graph.
+
+    Raises
+    ------
+    SpecVitError
+        If a column to carry along has the name of one of ours.
+    """
+    ours = [(column.name, column.dtype) for column in columns(identifier.dtype)]
+    if twice := {name for name, _ in ours}.intersection(extras):
+        raise SpecVitError(
+            f"the catalogue's {', '.join(sorted(twice))} would hide a result column; leave it out of --keep"
+        )
+    table = np.zeros(len(snr), ours + [(name, values.dtype.str) for name, values in extras.items()])
+    for name, values in extras.items():
+        table[name] = values
     fatal = (quality & int(FATAL)) != 0
     table["id"] = identifier
     for i, label in enumerate(LABELS):
@@ -119,12 +136,15 @@ class ResultWriter:
     def write(self, table: NDArray[Any]) -> None:
         """Append a table."""
         if self.row == 0:
-            for column in columns(table.dtype["id"]):
-                dtype = h5py.string_dtype() if column.dtype == "|O" else column.dtype
-                dataset = self.file.create_dataset(column.name, (self.n,), dtype)
+            known = {column.name: column for column in columns(table.dtype["id"])}
+            for name in table.dtype.names or ():
+                dtype = h5py.string_dtype() if table.dtype[name].kind in "OU" else table.dtype[name]
+                dataset = self.file.create_dataset(name, (self.n,), dtype)
+                column = known.get(name, Column(name, dtype.str, "", "carried along from the catalogue"))
                 dataset.attrs.update({"unit": column.unit, "description": column.description})
         for name in table.dtype.names or ():
-            self.file[name][self.row : self.row + len(table)] = table[name]
+            values = table[name].astype(object) if table.dtype[name].kind == "U" else table[name]
+            self.file[name][self.row : self.row + len(table)] = values
         self.row += len(table)
 
 

@@ -170,7 +170,7 @@ def test_a_bad_file_is_one_clear_line_and_exit_code_2(kind: str, spectra: Arrays
     elif kind in ("foreign grid", "nm"):
         write_plain(path, flux, error)
         with h5py.File(path, "r+") as file:
-            file["wave"][:] = PFS_MR.wave / 10 if kind == "nm" else np.linspace(3600, 9800, PFS_MR.n)
+            file["wave"][:] = PFS_MR.wave / 10 if kind == "nm" else np.linspace(3600, 6800, PFS_MR.n)
     result = subprocess.run(
         [sys.executable, "-m", "specvit_deploy.cli", "predict", str(path)], capture_output=True, text=True, check=False
     )
@@ -189,11 +189,13 @@ def test_a_foreign_file_is_never_replaced(catalog: Path, tmp_path: Path) -> None
     assert precious.read_bytes() == b"thesis"
 
 
-def test_a_run_that_fails_midway_leaves_nothing(catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_fails_before_its_first_part_leaves_nothing(
+    catalog: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("specvit_deploy.results.ResultWriter.write", fail)
+    monkeypatch.setattr("specvit_deploy.estimator.Estimator.table", fail)
     with pytest.raises(KeyboardInterrupt):
         sv.predict(catalog, tmp_path / "out.h5")
     assert list(tmp_path.iterdir()) == []

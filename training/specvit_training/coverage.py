@@ -65,7 +65,7 @@ def measure_coverage(
     ----------
     predict : callable
         Flux and error (N, 4096) to a table with `log_g`, `log_g_err`, `log_g_lo`, `log_g_hi`, `snr_median` and
-        `quality`: a `specvit_deploy.pipeline.Estimator`.
+        `quality`: a `specvit_deploy.estimator.Estimator`.
     recipe : Recipe
         The spectra; perturbations have seeds of their own beside it.
     advance : callable

@@ -24,7 +24,7 @@ from specvit_deploy.fisher import information, marginal_sigma
 from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.nodes import Nodes
 from specvit_deploy.noise import default_noise_model, expected_error
-from specvit_deploy.pipeline import Estimator
+from specvit_deploy.estimator import Estimator
 from specvit_deploy.quality import Quality
 from specvit_training.emulator_fit import COOL_K, JUDGE_SNR, FitConfig, evaluate_emulator, fit_emulator
 

@@ -160,7 +160,7 @@ def coverage(
     The same simulated stars are estimated as drawn, with a tenth of the pixels masked, at +-10 km/s, with a continuum
     tilt of +-3 %, and with unmasked cosmic-ray hits.  [default: the embedded bundle]
     """
-    from specvit_deploy.pipeline import Estimator
+    from specvit_deploy.estimator import Estimator
     from specvit_deploy.recipe import Recipe
     from specvit_training.coverage import SEED, describe_coverage, measure_coverage
 

@@ -1,0 +1,164 @@
+"""The work of one run as plain data: what determines every column, cut into parts, and how one part is computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from specvit_deploy.added_noise import add_noise
+from specvit_deploy.errors import SpecVitError
+from specvit_deploy.estimator import Estimator
+from specvit_deploy.formats import Block, Catalog
+from specvit_deploy.formats.rows import Medium
+
+BLOCK = 512
+"""Rows read at a time."""
+PART = 2048
+"""Rows of a part, about."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One catalogue through one model; equal tasks give equal columns, bit for bit.
+
+    Parameters
+    ----------
+    catalog : str
+        Path of the catalogue.
+    identity : str
+        What the catalogue was when the run began, see `identify`.
+    rows, part : int
+        Spectra of it, and of one part; a part is whole batches, so that a row's batch depends on its number alone.
+    bundle, bundle_sha256 : str
+        Path or name, and hash.
+    engine, precision, batch, threads
+        As resolved, never "auto".
+    fell_back : bool
+        Whether the engine stands in for the one that was asked for.
+    noise_level, seed : float, int
+        Of noise to add.
+    keep, velocity, medium
+        How to read the catalogue, see `specvit_deploy.formats.Catalog`.
+    """
+
+    catalog: str
+    identity: str
+    rows: int
+    part: int
+    bundle: str
+    bundle_sha256: str
+    engine: str
+    precision: str
+    batch: int
+    threads: int
+    fell_back: bool = False
+    noise_level: float = 0.0
+    seed: int = 0
+    keep: tuple[str, ...] = ()
+    velocity: float | str | None = None
+    medium: Medium | None = None
+
+    def parts(self) -> list[tuple[int, int]]:
+        """Row ranges [start, stop) of all parts, in order."""
+        return [(start, min(start + self.part, self.rows)) for start in range(0, self.rows, self.part)]
+
+    def describe(self) -> dict[str, Any]:
+        """Plain data: what must be equal for a run to go on. Paths and threads may change."""
+        facts = asdict(self) | {"keep": list(self.keep)}
+        return {name: value for name, value in facts.items() if name not in ("catalog", "bundle", "threads")}
+
+
+def part_rows(batch: int) -> int:
+    """Rows of a part for an engine's batch: whole blocks of whole batches."""
+    block = block_rows(batch)
+    return block * max(1, PART // block)
+
+
+def block_rows(batch: int) -> int:
+    """Rows that are read at a time: whole batches."""
+    return batch * max(1, BLOCK // batch)
+
+
+def identify(path: Path) -> str:
+    """Size and time of change of a file, or of every file of a folder.
+
+    Raises
+    ------
+    SpecVitError
+        If it is gone.
+    """
+    try:
+        files = sorted(path.iterdir()) if path.is_dir() else [path]
+        states = [(file.name, file.stat()) for file in files]
+    except OSError as error:
+        raise SpecVitError(f"{path} cannot be read any more ({error.strerror}); put it back and run again") from None
+    return ", ".join(f"{name} {state.st_size} bytes at {state.st_mtime_ns}" for name, state in states)
+
+
+class Computer:
+    """Engine and catalogue of a task, open for any number of its parts; a context manager.
+
+    Parameters
+    ----------
+    task : Task
+        The work.
+    estimator : Estimator, optional
+        What runs it, if it is loaded already.
+
+    Raises
+    ------
+    SpecVitError
+        If bundle, engine or catalogue cannot be opened, or the bundle is another one than the task's.
+    """
+
+    def __init__(self, task: Task, estimator: Estimator | None = None) -> None:
+        self.task = task
+        self.estimator = estimator or Estimator.load(task.bundle, task.engine, task.precision, task.threads, task.batch)
+        if self.estimator.bundle.sha256 != task.bundle_sha256:
+            raise SpecVitError(f"bundle {task.bundle} changed while it was in use; run again with the one you mean")
+        self.estimator.engine.fell_back = task.fell_back
+        grid = self.estimator.bundle.grid
+        self.source = Catalog(task.catalog, grid, task.keep, task.velocity, task.medium)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.source.__exit__(None, None, None)
+
+    def __call__(self, start: int, stop: int, advance: Callable[[int], None] = lambda rows: None) -> NDArray[Any]:
+        """Result table of rows [start, stop).
+
+        Raises
+        ------
+        SpecVitError
+            If the catalogue changed since the run began, or cannot be read.
+        """
+        task, tables, row = self.task, [], start
+        for block in read_ahead(self.source, start, stop, block_rows(task.batch)):
+            if task.noise_level > 0:
+                block = add_noise(block, task.noise_level, task.seed, row)
+            tables.append(self.estimator.table(block))
+            row += len(block.flux)
+            advance(len(block.flux))
+        if identify(Path(task.catalog)) != task.identity:
+            raise SpecVitError(f"{task.catalog} changed while it was read; run again when it is complete")
+        return np.concatenate(tables)
+
+
+def read_ahead(source: Catalog, start: int, stop: int, size: int) -> Iterator[Block]:
+    """Blocks of rows [start, stop), the next one being read while the caller works on one."""
+    ranges = [(first, min(first + size, stop)) for first in range(start, stop, size)]
+    with ThreadPoolExecutor(1) as reader:
+        coming = reader.submit(source.read, *ranges[0])
+        for following in [*ranges[1:], None]:
+            block = coming.result()
+            if following is not None:
+                coming = reader.submit(source.read, *following)
+            yield block
