@@ -45,6 +45,11 @@ def parity_cases(scenario: str) -> dict[str, Case]:
     }
 
 
+def proof_spectra(scenario: str) -> Case:
+    """Flux and error (16, 4096) that a bundle keeps with their answers."""
+    return draw(scenario, (18.0, 22.5), 16, 8_010)
+
+
 def draw(scenario: str, mag: tuple[float, float], n: int, seed: int) -> Case:
     """Flux and error (n, 4096) of a simulated set."""
     blocks = list(Recipe(scenario, mag, n, seed).blocks())

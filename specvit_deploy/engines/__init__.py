@@ -227,7 +227,7 @@ def load_engine(
     batch: int | None = None,
     allow_fallback: bool = False,
 ) -> Engine:
-    """Load a bundle into an engine.
+    """Load a bundle into an engine, which proves itself on spectra whose answers the bundle knows.
 
     Parameters
     ----------
@@ -247,20 +247,25 @@ def load_engine(
     Raises
     ------
     SpecVitError
-        If the engine or its precision does not exist, or does not run here and no fallback is allowed.
+        If the engine or its precision does not exist, or does not run here or computes wrongly here and no fallback
+        is allowed.
     """
+    from specvit_deploy.engines.proof import prove
+
     if batch is not None and batch < 1:
         raise SpecVitError(f"batch {batch} is impossible; give at least 1, or leave it out")
     check_request(engine, precision)
     try:
         chosen = choose(bundle, engine, precision)
         loaded = engine_module(chosen.engine).load(bundle, chosen.precision, threads, batch)
+        prove(loaded, bundle)
     except SpecVitError as error:
         if not allow_fallback:
             raise
         problem = str(error).rpartition("; ")[0] or str(error)  # without what to try next: that is done here
         warnings.warn(f"{problem}; falling back to {' '.join(FALLBACK)}", stacklevel=2)
         loaded = engine_module(FALLBACK[0]).load(bundle, FALLBACK[1], threads, batch)
+        prove(loaded, bundle)
         loaded.fell_back = True
         return loaded
     if chosen.milliseconds is None:
