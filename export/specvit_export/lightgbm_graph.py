@@ -150,4 +150,4 @@ def _grow(made: Ensemble, node: dict[str, Any]) -> int:
 def rounded_down(threshold: float) -> np.float32:
     """Largest single-precision number that is not above `threshold`."""
     single = np.float32(threshold)
-    return np.nextafter(single, np.float32(-np.inf)) if single > threshold else single
+    return np.nextafter(single, np.float32(-np.inf)) if float(single) > threshold else single
