@@ -14,6 +14,7 @@ import survey_files as write
 from conftest import SHARED
 
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.formats import open_catalog
 from specvit_deploy.formats.rows import Rows
 from specvit_deploy.grid import C_KM_S, PFS_MR
 from specvit_deploy.quality import Quality
@@ -92,7 +93,7 @@ def boss(rows: int, seed: int = 0) -> dict[str, Array]:
 
 
 def spec(path: Path, **changes: Any) -> Path:
-    flux, mask, covar = noise(1, 3800)
+    flux, mask, covar = noise(1, 4100)
     arrays = {"flux": flux[0], "ivar": 1 / covar[0, 0], "and_mask": mask[0], "z": 1e-4, "kind": "STAR"}
     return write.sdss_spec(path, 35500, **(arrays | changes))
 
@@ -264,6 +265,10 @@ def test_a_real_arm() -> None:
     assert np.abs(rows.wave - PFS_MR.wave).max() < PFS_MR.step  # nm became Angstrom
     assert (rows.flags == Quality.NOT_FLUX_CALIBRATED).all()
     assert good(rows).all() and rows.extras["visit"].tolist() == [1]
+    with open_catalog(path, PFS_MR) as catalog:
+        block = catalog.read(0, 1)
+    bits = Quality.NOT_FLUX_CALIBRATED | Quality.RESAMPLED | Quality.VELOCITY_UNKNOWN
+    assert block.flags.tolist() == [bits] and np.isfinite(block.flux[0, :-1]).all() and (block.error > 0).all()
 
 
 # PFS objects and targets
@@ -344,6 +349,22 @@ def test_targets_as_images_and_as_tables(lengths: tuple[int, ...], tmp_path: Pat
     ]
 
 
+@pytest.mark.parametrize("merged", [False, True])
+def test_only_useful_wavelengths_are_read(merged: bool, tmp_path: Path) -> None:
+    wave = np.linspace(380, 1260, 1101)
+    flux, mask, covar = noise(3, len(wave))
+    mask[1, 500] = 1
+    if merged:
+        path = fibers(tmp_path / "x", 3, wave=np.tile(wave, (3, 1)), flux=flux, mask=mask, norm=flux**0, covar=covar)
+    else:
+        path = write.pfs_targets(tmp_path / "x", [wave] * 3, list(flux), list(mask), list(covar), np.arange(3))
+    rows = read_all(path)
+    assert 6900 < rows.wave[0] < 7000 and 8980 < rows.wave[-1] < 9080
+    first = np.flatnonzero(10 * wave == rows.wave[0])[0]
+    expected = np.where(mask == 1, np.nan, flux if merged else flux * 2997.92458 / (10 * wave) ** 2)
+    np.testing.assert_allclose(rows.flux, expected[:, first : first + len(rows.wave)], rtol=1e-6)
+
+
 # DESI
 
 
@@ -407,9 +428,9 @@ def test_desi_bands_of_other_grids_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("upper", [False, True])
 def test_sdss_spec(upper: bool, tmp_path: Path) -> None:
-    flux, _, covar = noise(1, 3800)
+    flux, _, covar = noise(1, 4100)
     rows = read_all(spec(tmp_path / "x", upper=upper), ("Z", "CLASS", "PLUG_RA"))
-    np.testing.assert_allclose(rows.wave, 10 ** (3.55 + 1e-4 * np.arange(3800)), rtol=0, atol=1e-6)
+    np.testing.assert_allclose(rows.wave, 10 ** (3.55 + 1e-4 * np.arange(4100)), rtol=0, atol=1e-6)
     np.testing.assert_allclose(rows.flux, flux, rtol=1e-6)
     np.testing.assert_allclose(rows.error, covar[:, 0] ** 0.5, rtol=1e-6)
     np.testing.assert_allclose(rows.velocity, [1e-4 * C_KM_S], rtol=1e-6)
@@ -424,10 +445,10 @@ def test_sdss_classes_warnings_and_masks(tmp_path: Path) -> None:
     for bit, flagged in ((2, False), (4, False), (7, True), (9, True)):
         rows = read_all(spec(tmp_path / f"w{bit}", warning=1 << bit))
         assert rows.flags.tolist() == [Quality.UPSTREAM_FLAG * flagged]
-    mask = np.zeros(3800, np.int32)
+    mask = np.zeros(4100, np.int32)
     mask[:32] = 1 << np.arange(32, dtype=np.int64).astype(np.uint32).clip(0, 30)
     mask[31] = 0
-    ivar = np.ones(3800)
+    ivar = np.ones(4100)
     ivar[50] = 0.0
     bad = np.flatnonzero(~good(read_all(spec(tmp_path / "mask", and_mask=mask, ivar=ivar)))[0])
     assert bad.tolist() == [0, 1, 2, 3, 4, 5, 17, 18, 22, 23, 24, 25, 26, 27, 28, 50]
@@ -459,6 +480,43 @@ def test_a_star_that_only_apogee_saw_is_refused(tmp_path: Path) -> None:
     data = {"sdss_id": np.array([1]), "flux": np.ones((1, 8575)), "ivar": np.ones((1, 8575))}
     with pytest.raises(SpecVitError, match=r"give a star that BOSS observed$"):
         read_all(write.mwm(tmp_path / "x", {"APOGEE/APO": data}))
+
+
+# through the door
+
+
+def test_a_flat_spectrum_in_nanojanskys_ends_flat(tmp_path: Path) -> None:
+    covar = np.stack([flat(NM) ** 2, 0 * NM, 0 * NM])
+    write.pfs_object(tmp_path / "object", NM, flat(NM), np.zeros(400, int), covar, 1)
+    write.pfs_targets(tmp_path / "coadd", [NM], [flat(NM)], [np.zeros(400, int)], [covar], np.array([1]))
+    for name in ("object", "coadd"):
+        with open_catalog(tmp_path / name, PFS_MR, velocity=25.0) as catalog:
+            block = catalog.read(0, 1)
+        assert np.isfinite(block.flux).all() and np.ptp(block.flux) < 1e-5 * block.flux.mean()
+        assert block.flags.tolist() == [Quality.RESAMPLED]
+
+
+def test_surveys_through_the_door(tmp_path: Path) -> None:
+    known = {
+        desi_file(tmp_path / "d", status=np.array([0, 4, 0, 0, 0])): ("TARGET_RA", True, [0, 1, 0, 0, 0]),
+        spec(tmp_path / "s", warning=1 << 7): ("PLUG_RA", False, [1]),
+        visits(tmp_path / "v"): ("v_rad", None, [0] * 5),
+        targets(tmp_path / "t"): ("ra", True, [0] * 5),
+    }
+    for path, (column, unknown, upstream) in known.items():
+        with open_catalog(path, PFS_MR, keep=[column]) as catalog:
+            block = catalog.read(0, len(catalog))
+        assert block.flux.shape == block.error.shape == (len(upstream), PFS_MR.n)
+        assert (np.isfinite(block.flux) & (block.error < np.inf)).mean() > 0.9
+        assert (block.flags & Quality.RESAMPLED).all()
+        assert ((block.flags & Quality.UPSTREAM_FLAG) != 0).tolist() == [bool(bad) for bad in upstream]
+        lost = ((block.flags & Quality.VELOCITY_UNKNOWN) != 0).tolist()
+        assert lost == ([False, True, False, False, False] if unknown is None else [unknown] * len(upstream))
+        assert len(block.extras[column]) == len(upstream)
+    with open_catalog(tmp_path / "d", PFS_MR, velocity="TSNR2_LRG") as catalog:
+        assert not (catalog.read(0, 5).flags & Quality.VELOCITY_UNKNOWN).any()
+    with pytest.raises(SpecVitError, match="no column 'target_ra'; choose among: TARGET_RA"):
+        open_catalog(tmp_path / "d", PFS_MR, keep=["target_ra"])
 
 
 # blocks

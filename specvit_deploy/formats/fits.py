@@ -17,6 +17,10 @@ from specvit_deploy.errors import SpecVitError, missing_extra
 from specvit_deploy.formats.columns import plain_column
 from specvit_deploy.grid import PFS_MR
 
+ALL = slice(None)
+MARGIN = 0.02
+"""Wavelengths are kept this share beyond the instrument's range: velocities to 6000 km/s still cover it."""
+
 
 def is_fits(path: Path) -> bool:
     """Say whether a file begins as FITS does, plain or compressed by gzip; never raises."""
@@ -108,10 +112,10 @@ class FitsFile:
             raise SpecVitError(f"{self.path}: its wavelengths do not rise from pixel to pixel; sort them")
         return wave
 
-    def block(self, hdu: Any, start: int, stop: int | None) -> NDArray[Any]:
-        """Rows [start, stop) of an image, in the machine's byte order; nothing else is read."""
+    def block(self, hdu: Any, start: int, stop: int | None, pixels: slice = ALL) -> NDArray[Any]:
+        """Rows [start, stop) of an image, `pixels` of its fastest axis, in native byte order; no more is read."""
         try:
-            values = native(hdu.section[start:stop])
+            values = native(hdu.section[start:stop] if pixels == ALL else hdu.section[start:stop, ..., pixels])
         except (OSError, ValueError, TypeError) as error:
             raise self.damaged(error) from None
         zero, scale = hdu.header.get("BZERO", 0), hdu.header.get("BSCALE", 1)
@@ -200,9 +204,16 @@ def overlaps_instrument(wave: NDArray[np.float64]) -> bool:
     return bool(wave[0] < PFS_MR.wave[-1] and wave[-1] > PFS_MR.wave[0])
 
 
+def useful(wave: NDArray[np.float64]) -> slice:
+    """Pixels of rising wavelengths in Angstrom that the instrument can need; all of them if it needs none."""
+    first = int(np.searchsorted(wave, PFS_MR.wave[0] * (1 - MARGIN)))
+    last = int(np.searchsorted(wave, PFS_MR.wave[-1] * (1 + MARGIN), side="right"))
+    return slice(first, last) if last - first > 1 else ALL
+
+
 def letters(cell: Any) -> str:
-    """A cell of text of varying length, which astropy gives letter by letter."""
-    return "".join(letter.decode("latin1") if isinstance(letter, bytes) else str(letter) for letter in np.ravel(cell))
+    """A cell of text; astropy gives one of varying length letter by letter."""
+    return cell if isinstance(cell, str) else np.ravel(cell).astype("S1").tobytes().decode("latin1")
 
 
 def mask_planes(*headers: Mapping[str, Any] | None) -> dict[str, int]:

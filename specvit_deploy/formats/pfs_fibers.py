@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specvit_deploy.formats.fits import FitsFile, RowColumns, mask_planes, plane_bits
+from specvit_deploy.formats.fits import ALL, FitsFile, RowColumns, mask_planes, plane_bits, useful
 from specvit_deploy.formats.pfs_spectra import BAD_PLANES, NM, WAVE, spectra
 from specvit_deploy.formats.rows import Rows
 from specvit_deploy.quality import Quality
@@ -42,21 +42,25 @@ class Fibers:
             self.bits = plane_bits(planes, BAD_PLANES)
             self.flags = _flags(file, self.id)
             self.wave = self._common_wave()
+            self.window = ALL if self.wave is None else useful(self.wave)
+            self.wave = None if self.wave is None else self.wave[self.window]
 
     def read(self, start: int, stop: int) -> Rows:
         """Fibres [start, stop); the identifier is FIBERID, or the row number in files without."""
-        flux, mask, covar = (self.file.block(self.file.image(name), start, stop) for name in ("FLUX", "MASK", "COVAR"))
+        flux, mask, covar = (self._pixels(name, start, stop) for name in ("FLUX", "MASK", "COVAR"))
         wave = self._wave(start, stop) if self.wave is None else self.wave
         scale = np.ones(flux.shape)
-        norm = self.file.image("NORM")
-        if norm is not None:
-            values = self.file.block(norm, start, stop).astype(np.float64)
+        if self.file.image("NORM") is not None:
+            values = self._pixels("NORM", start, stop).astype(np.float64)
             scale = np.divide(1.0, values, out=np.full(values.shape, np.nan), where=np.isfinite(values) & (values > 0))
         extras = {name: self._extra(name, start, stop) for name in self.keep}
         return spectra(
             wave, flux, covar, (mask.astype(np.int64) & self.bits) != 0, scale, self.id[start:stop],
             self.flags[start:stop], np.full(stop - start, np.nan), extras,
         )  # fmt: skip
+
+    def _pixels(self, name: str, start: int, stop: int) -> NDArray[Any]:
+        return self.file.block(self.file.image(name), start, stop, self.window)
 
     def _wave(self, start: int, stop: int) -> NDArray[np.float64]:
         return NM * self.file.block(self.file.image(*WAVE), start, stop).astype(np.float64)

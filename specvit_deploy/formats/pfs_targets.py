@@ -1,7 +1,8 @@
 """Many objects of PFS in one file: pfsCoadd and pfsCalibrated; fluxes in nJy become F_lambda.
 
 Arrays are images if all spectra have one length (the mask is a compressed image), else tables with a row of varying
-length a spectrum. COVAR is a table in either case, with columns row_0 to row_2.
+length a spectrum. COVAR is a table in either case, with columns row_0 to row_2. Of wavelengths that all targets share
+only those are read that the instrument can need.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.formats.fits import FitsFile, RowColumns, letters, mask_planes, plane_bits
+from specvit_deploy.formats.columns import padded
+from specvit_deploy.formats.fits import ALL, FitsFile, RowColumns, letters, mask_planes, plane_bits, useful
 from specvit_deploy.formats.pfs_spectra import BAD_PLANES, NANOJANSKY, NM, WAVE, spectra
 from specvit_deploy.formats.rows import Rows
 
@@ -49,44 +51,44 @@ class Targets:
             self.columns = self.table.names
             self.keep = tuple(keep)
             self.planes = mask_planes(*(hdu.header for hdu in (file.hdus[0], file.find("FLUX"), file.find("MASK"))))
-            self.pixels = _longest(file.find("FLUX"))
             shared = wave.is_image and len(wave.shape) == 1
             self.wave = file.rising(NM * file.block(wave, 0, None).astype(np.float64)) if shared else None
+            self.window = ALL if self.wave is None else useful(self.wave)
+            self.wave = None if self.wave is None else self.wave[self.window]
+            self.pixels = _longest(file.find("FLUX")) if self.wave is None else len(self.wave)
 
     def read(self, start: int, stop: int) -> Rows:
         """Targets [start, stop); the identifier is objId."""
-        wave = self.wave if self.wave is not None else NM * self._array(WAVE, start, stop, np.nan).astype(np.float64)
+        wave = self.wave if self.wave is not None else NM * self._array(WAVE, start, stop).astype(np.float64)
         bits = self._bits(start, stop)
-        mask = self._array(("MASK",), start, stop, 0).astype(np.int64)
+        mask = np.nan_to_num(self._array(("MASK",), start, stop)).astype(np.int64)
         identifier = self.table.read("objId", start, stop)
         return spectra(
-            wave, self._array(("FLUX",), start, stop, np.nan), self._covar(start, stop), (mask & bits[:, None]) != 0,
+            wave, self._array(("FLUX",), start, stop), self._covar(start, stop), (mask & bits[:, None]) != 0,
             NANOJANSKY / wave**2, np.arange(start, stop) if identifier is None else identifier,
             np.zeros(stop - start, np.int32), np.full(stop - start, np.nan),
             {name: self.file.column(self.table.where[name], name, start, stop) for name in self.keep},
         )  # fmt: skip
 
-    def _array(self, names: tuple[str, ...], start: int, stop: int, fill: float) -> NDArray[Any]:
-        """An (N, n) array, from an image or from a table with one spectrum a row, filled up with `fill`."""
+    def _array(self, names: tuple[str, ...], start: int, stop: int) -> NDArray[Any]:
+        """An (N, n) array, from an image or from a table with one spectrum a row, filled up with NaN."""
         hdu = self.file.find(*names)
         if hdu.is_image:
-            return self.file.block(hdu, start, stop)
-        return self._filled(hdu, hdu.columns.names[0], start, stop, fill)
+            return self.file.block(hdu, start, stop, self.window)
+        return self._filled(hdu, hdu.columns.names[0], start, stop)
 
     def _covar(self, start: int, stop: int) -> NDArray[Any]:
         hdu = self.file.find("COVAR")
         if hdu.is_image:
-            return self.file.block(hdu, start, stop)
-        return np.stack([self._filled(hdu, f"row_{lag}", start, stop, 0.0) for lag in range(3)], axis=1)
+            return self.file.block(hdu, start, stop, self.window)
+        return np.stack([self._filled(hdu, f"row_{lag}", start, stop) for lag in range(3)], axis=1)
 
-    def _filled(self, hdu: Any, name: str, start: int, stop: int, fill: float) -> NDArray[Any]:
+    def _filled(self, hdu: Any, name: str, start: int, stop: int) -> NDArray[Any]:
         values = self.file.column(hdu, name, start, stop)
         if values.dtype.kind != "O":
-            return values
-        filled = np.full((len(values), self.pixels), fill, values[0].dtype.newbyteorder("=") if len(values) else float)
-        for row, cell in zip(filled, values, strict=True):
-            row[: len(cell)] = cell
-        return filled
+            return values[:, self.window]
+        dtype = np.float32 if values[0].dtype.newbyteorder("=") == np.float32 else np.float64
+        return padded([cell[self.window] for cell in values], self.pixels, dtype=dtype)
 
     def _bits(self, start: int, stop: int) -> NDArray[np.int64]:
         """Bad bits of each target: the mask dictionary is in its METADATA, a YAML text, or in a header."""
