@@ -77,7 +77,11 @@ def check_bundle(bundle: Bundle, reference: Reference, log: Callable[[str], None
     for pair, milliseconds in times_of(engines, reference.test).items():
         parity[pair]["ms_per_spectrum"] = milliseconds
     run = {report["form"] for report in parity.values()}
-    others = {form: stand_in(bundle, form, reference, log) for form in bundle.manifest["graphs"] if form not in run}
+    others = {
+        form: stand_in(bundle.graph(form), form, reference, log)
+        for form in bundle.manifest["graphs"]
+        if form not in run
+    }
     return Verdict(parity, refused, others)
 
 
@@ -86,7 +90,7 @@ def as_it_is(choice: Choice) -> bool:
     return choice.form.split("-")[0] == choice.precision
 
 
-def stand_in(bundle: Bundle, form: str, reference: Reference, log: Callable[[str], None]) -> Report:
+def stand_in(graph: Path, form: str, reference: Reference, log: Callable[[str], None]) -> Report:
     """Check a form that no engine here runs: its file on ONNX Runtime's processor, or its layers in torch for bf16.
 
     Raises
@@ -99,7 +103,7 @@ def stand_in(bundle: Bundle, form: str, reference: Reference, log: Callable[[str
     def load(batch: int | None) -> Runs:
         if form == "bf16":  # ONNX Runtime has no such kernels for processors
             return TorchEngine(ready(reference.estimator, form), batch=batch or 16)
-        return OnnxRuntimeEngine(bundle.graph(form), batch=batch or 16, precision=precision)
+        return OnnxRuntimeEngine(graph, batch=batch or 16, precision=precision)
 
     found = check_engine(reference, load, precision, f"the {form} graph")
     log(summary(f"{form} by stand-in", found))

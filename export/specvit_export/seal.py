@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,14 @@ from specvit_training.evaluate import score_estimator
 from specvit_deploy import __version__
 from specvit_deploy.bundle import FORMAT, MANIFEST, file_sha256, load_bundle
 from specvit_deploy.emulator import default_emulator
+from specvit_deploy.engines.proof import PROOF, write_proof
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX, LABELS, UNITS
 from specvit_deploy.recipe import test_recipe
+from specvit_export.cases import proof_spectra
 from specvit_export.forms import build_forms
 from specvit_export.gate import check_bundle
-from specvit_export.parity import make_reference
+from specvit_export.parity import make_reference, torch_outputs
 from specvit_export.source import WEIGHTS, Source, open_source, own_tensors
 
 DEFAULT_FORMS = ("fp32",)
@@ -63,34 +66,35 @@ def export_bundle(
     SpecVitError
         If the output exists, the source cannot be exported, or parity fails; nothing is left behind.
     """
-    if output.exists():
-        raise SpecVitError(f"{output} exists already; remove it or choose another place with -o")
+    check_free(output)
     opened = open_source(source, scenario, spectra, log)
-    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
-    try:
-        (temporary / "graphs").mkdir(parents=True)
-        metadata = {"model": opened.model, "scenario": opened.facts["scenario"], "specvit_deploy": __version__}
-        graphs = build_forms(opened.estimator, temporary, ["fp32", *forms], metadata, log)
-        (temporary / WEIGHTS).write_bytes(save(own_tensors(opened.estimator)))
-        manifest = describe(opened, temporary, output.name, graphs)
-        (temporary / MANIFEST).write_text(json.dumps(manifest))
+    with whole_folder(output) as folder:
+        (folder / "graphs").mkdir()
+        graphs = build_forms(opened.estimator, folder, ["fp32", *forms], said_of(opened), log)
+        (folder / WEIGHTS).write_bytes(save(own_tensors(opened.estimator)))
+        manifest = describe(opened, folder, output.name, graphs)
+        (folder / MANIFEST).write_text(json.dumps(manifest))
         log(f"check      every engine here against torch, {tests} test spectra")
         reference = make_reference(opened.estimator, opened.facts["scenario"], tests)
-        manifest |= check_bundle(load_bundle(temporary), reference, log)._asdict()
+        manifest |= check_bundle(load_bundle(folder), reference, log)._asdict()
         log("seal       weights, metrics, hashes")
         manifest["metrics"] = [
             score_estimator(opened.estimator, test_recipe(name, tests)) for name in ("study", "survey")
         ]
-        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
-        temporary.replace(output)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
     return output
 
 
+def said_of(source: Source) -> dict[str, str]:
+    """What every graph says of itself, beside its form."""
+    return {"model": source.model, "scenario": source.facts["scenario"], "specvit_deploy": __version__}
+
+
 def describe(source: Source, folder: Path, name: str, graphs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Manifest of a bundle in `folder`, all but metrics and parity."""
-    files = [WEIGHTS, *(graph["file"] for graph in graphs.values())]
+    """Manifest of a bundle in `folder`, all but metrics and parity; the proof that engines give is written there."""
+    flux, error = proof_spectra(source.facts["scenario"])
+    write_proof(folder, flux, error, torch_outputs(source.estimator, flux, error))
+    files = [WEIGHTS, PROOF, *(graph["file"] for graph in graphs.values())]
     return {
         "format": FORMAT,
         "name": name,
@@ -104,3 +108,36 @@ def describe(source: Source, folder: Path, name: str, graphs: dict[str, dict[str
         "emulator": default_emulator().meta,
         "versions": {"specvit_deploy": __version__, "torch": torch.__version__, "onnx": onnx.__version__},
     }
+
+
+def check_free(output: Path) -> None:
+    """Refuse a place for a folder that is taken or cannot be made, before any work is done.
+
+    Raises
+    ------
+    SpecVitError
+        If it is.
+    """
+    if output.exists():
+        raise SpecVitError(f"{output} exists already; remove it or choose another place with -o")
+    if not (output.parent.is_dir() and os.access(output.parent, os.W_OK)):
+        raise SpecVitError(f"cannot write {output}: its folder is missing or read-only; choose another place with -o")
+
+
+@contextmanager
+def whole_folder(output: Path) -> Iterator[Path]:
+    """Give an empty folder beside `output`; on success it takes that name, else it is removed.
+
+    Raises
+    ------
+    SpecVitError
+        If the name is taken or cannot be written.
+    """
+    check_free(output)
+    temporary = output.with_name(f".{output.name}.{os.getpid()}.tmp")
+    try:
+        temporary.mkdir()
+        yield temporary
+        temporary.replace(output)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)

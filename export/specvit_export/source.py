@@ -13,6 +13,7 @@ from specvit_training.calibrate import calibrate, calibration_recipe
 from specvit_training.checkpoint import load_checkpoint, subtree
 from specvit_training.contestants import checkpoint_cost
 from specvit_training.estimator import Estimator
+from specvit_training.torch_engine import LEARNED, WEIGHTS
 from specvit_training.vit import CONFIGS, ViTConfig, named_shape
 
 from specvit_deploy.bundle import load_bundle
@@ -20,10 +21,6 @@ from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.scenario import get_scenario
-
-WEIGHTS = "weights.safetensors"
-LEARNED = ("vit.", "calibration.", "latent_")
-"""Starts of the names of what training and calibration made; the rest of an estimator is the code's constants."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +73,8 @@ def open_source(
 def _from_checkpoint(path: Path, scenario: str, spectra: int, log: Callable[[str], None]) -> Source:
     tensors, header = load_checkpoint(path)
     config = header["config"]
-    shape = exportable(config["model"], config.get("shape"))
+    model = str(config.get("model") or header.get("kind"))
+    shape = exportable(model, config.get("shape"))
     if shape.look and not header.get("looked"):
         raise SpecVitError(f"{path} has no second look yet: its training has not ended; run 'train' again")
     estimator = _blank(shape, scenario)
@@ -90,7 +88,7 @@ def _from_checkpoint(path: Path, scenario: str, spectra: int, log: Callable[[str
         "parameters": cost.parameters,
         "gflop": cost.gflop,
     }
-    return Source(estimator, config["model"], {**_calibrated(estimator, scenario, spectra, log), "training": training})
+    return Source(estimator, model, {**_calibrated(estimator, scenario, spectra, log), "training": training})
 
 
 def _from_bundle(source: str | Path, scenario: str | None, spectra: int, log: Callable[[str], None]) -> Source:
@@ -99,7 +97,8 @@ def _from_bundle(source: str | Path, scenario: str | None, spectra: int, log: Ca
     config = manifest.get("training", {}).get("config")
     if not config or WEIGHTS not in manifest["files"]:
         raise SpecVitError(f"bundle {bundle.name} holds no {WEIGHTS} to export from; export its checkpoint instead")
-    shape = exportable(config["model"], config.get("shape"))
+    model = str(config.get("model", "this baseline"))
+    shape = exportable(model, config.get("shape"))
     own = scenario in (None, bundle.scenario)
     estimator = _blank(shape, bundle.scenario if own else str(scenario))
     _fill(estimator, load_file(bundle.path / WEIGHTS), LEARNED, bundle.path / WEIGHTS)
@@ -108,7 +107,7 @@ def _from_bundle(source: str | Path, scenario: str | None, spectra: int, log: Ca
         log(f"calibrated already, on {facts['calibration']['recipe']['n']} {bundle.scenario} spectra")
     else:
         facts = _calibrated(estimator, str(scenario), spectra, log)
-    return Source(estimator, config["model"], {**facts, "training": manifest["training"]})
+    return Source(estimator, model, {**facts, "training": manifest["training"]})
 
 
 def exportable(model: str, changes: dict[str, Any] | None) -> ViTConfig:
