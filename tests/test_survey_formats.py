@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import builtins
 import gzip
 import hashlib
+import re
+import tracemalloc
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import survey_files as write
 from conftest import SHARED
 
 from specvit_deploy.errors import SpecVitError
@@ -20,6 +22,8 @@ from specvit_deploy.grid import C_KM_S, PFS_MR
 from specvit_deploy.quality import Quality
 
 pytest.importorskip("astropy", reason="reads FITS")
+
+import survey_files as write
 
 from specvit_deploy.formats import desi, pfs, sdss
 
@@ -395,11 +399,13 @@ def test_desi_masks_dead_rows_and_status(tmp_path: Path) -> None:
         ivar[1] = 0.0  # dead, yet its mask is clear
         mask[2, -10:] = 1 << 2
         flux[3, 200] = np.nan
+        ivar[0, -1] = -1.0
         bands[band] = (DESI_BANDS[band], flux, ivar, mask)
     status = np.array([0, 1 << 16, 0, 0])
     rows = read_all(write.desi(tmp_path / "x", bands, np.arange(4), status, "FIBERSTATUS"))
     # the last pixels of R lie in the overlap: Z alone counts there; nothing else covers the last of Z
-    assert good(rows).sum(axis=1).tolist() == [5081, 0, 5081 - 10, 5081 - 2]
+    assert good(rows).sum(axis=1).tolist() == [5081 - 1, 0, 5081 - 10, 5081 - 2]
+    np.testing.assert_allclose(rows.error[0, 2325], bands["Z"][2][0, 125] ** -0.5, rtol=1e-6)
     assert rows.flags.tolist() == [0, Quality.UPSTREAM_FLAG, 0, 0]
     pixels = slice(2326 - 10, 2326)
     np.testing.assert_array_equal(rows.flux[2, pixels], bands["Z"][1][2, 116:126].astype(np.float32))
@@ -522,24 +528,34 @@ def test_surveys_through_the_door(tmp_path: Path) -> None:
 # blocks
 
 
-def test_a_block_reads_its_rows_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thousandth of a file is read for a thousandth of its rows."""
-    from astropy.io.fits.file import _File
-
-    path = desi_file(tmp_path / "x", rows=200, bands=("Z",))
+@pytest.mark.parametrize("name", ["pfs-arm", "pfs-coadd", "pfs-coadd of other lengths", "desi"])
+def test_a_block_costs_the_memory_of_its_rows(name: str, tmp_path: Path) -> None:
+    large = {
+        "pfs-arm": lambda path: fibers(path, 300),
+        "pfs-coadd": lambda path: targets(path, (400,) * 300),
+        "pfs-coadd of other lengths": lambda path: targets(path, (400, 390) * 150, False),
+        "desi": lambda path: desi_file(path, 60, ("Z",)),
+    }[name]
+    path = large(tmp_path / "x")
     source = open_file(path)
-    count = 0
-    real = _File.read
-
-    def counted(self: Any, size: int | None = None) -> bytes:
-        nonlocal count
-        data: bytes = real(self, size)
-        count += len(data)
-        return data
-
-    monkeypatch.setattr(_File, "read", counted)
+    source.read(0, 1)  # what is set up once
+    tracemalloc.start()
     rows = source.read(10, 11)
-    assert rows.flux.shape == (1, 2881) and count < path.stat().st_size / 20
-    hdu = source.file.find("Z_FLUX")
-    assert not hdu._data_loaded  # mapped or not, the image as a whole was never asked for
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     source.close()
+    assert good(rows).any() and peak < path.stat().st_size / 8
+
+
+def test_fits_without_astropy_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = spec(tmp_path / "x")
+    real = builtins.__import__
+
+    def absent(name: str, *rest: Any) -> Any:
+        if name.split(".")[0] == "astropy":
+            raise ModuleNotFoundError("No module named 'astropy'", name="astropy")
+        return real(name, *rest)
+
+    monkeypatch.setattr(builtins, "__import__", absent)
+    with pytest.raises(SpecVitError, match=re.escape("pip install 'specvit-deploy[fits]'")):
+        layout(path)
