@@ -28,8 +28,9 @@ def write_proof(
     folder: Path, flux: NDArray[np.float32], error: NDArray[np.float32], outputs: dict[str, NDArray[Any]]
 ) -> None:
     """Put spectra (N, 4096) and the outputs that a bundle's source gives for them into its folder."""
-    answers = {"log_g": outputs["labels"][:, LOG_G], "log_g_err": outputs["log_g_err"]}
-    np.savez_compressed(folder / PROOF, flux=flux, error=error, **answers)
+    np.savez_compressed(
+        folder / PROOF, flux=flux, error=error, log_g=outputs["labels"][:, LOG_G], log_g_err=outputs["log_g_err"]
+    )
 
 
 def prove(engine: Any, bundle: Bundle) -> None:
