@@ -181,7 +181,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
     "-o",
     "--output",
     type=click.Path(path_type=Path),
-    help="Result file, or the folder of several.  [default: CATALOG with .logg.h5]",
+    help="Result file, or the folder of several; its ending says the format.  [default: CATALOG with .logg.h5]",
 )
 @click.option(
     "--bundle",
@@ -215,6 +215,18 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
 @click.option("--allow-fallback", is_flag=True, help="If that engine cannot: onnxruntime fp32, and a bit on every row.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one engine each.")
 @click.option("--cluster", metavar="local|slurm|ADDRESS", help="Let the workers of a Dask cluster compute.")
+@click.option(
+    "--format",
+    type=click.Choice(["hdf5", "fits", "fits.gz", "parquet", "ecsv"]),
+    help="Of the result file, whatever its ending.",
+)
+@click.option(
+    "--schema",
+    type=click.Choice(["own", "pfs"]),
+    default="own",
+    show_default=True,
+    help="Names of the columns: pfs as catalogues downstream of the PFS pipeline (log_gErr, log_gStatus).",
+)
 @click.option("--shard", callback=_shard, metavar="I/N", help="Compute the I-th of N shares; 'merge' joins them.")
 def predict(
     catalogs: tuple[Path, ...],
@@ -233,17 +245,18 @@ def predict(
     if not catalogs:
         raise click.UsageError("give a CATALOG, or --demo to write one first")
     options["keep"] = tuple(name.strip() for name in keep.split(",") if name.strip())
-    for catalog, target in zip(catalogs, _outputs(catalogs, output), strict=True):
+    for catalog, target in zip(catalogs, _outputs(catalogs, output, options["format"]), strict=True):
         _predict_one(catalog, target, bundle, options)
 
 
-def _outputs(catalogs: tuple[Path, ...], output: Path | None) -> list[Path]:
+def _outputs(catalogs: tuple[Path, ...], output: Path | None, format: str | None) -> list[Path]:
     """Result file of each catalogue; no two alike."""
     if len(catalogs) == 1 and output is not None:
         return [output]
     if output is not None and not output.is_dir():
         raise SpecVitError(f"{output} is no folder, which the results of several catalogues need; make it first")
-    names = [catalog.with_suffix(".logg.h5") for catalog in catalogs]
+    ending = ".logg.h5" if format in (None, "hdf5") else f".logg.{format}"
+    names = [catalog.with_suffix(ending) for catalog in catalogs]
     outputs = [name if output is None else output / name.name for name in names]
     if twice := {path.name for path in outputs if outputs.count(path) > 1}:
         raise SpecVitError(f"several catalogues would write {', '.join(sorted(twice))}; predict on them one by one")

@@ -18,7 +18,8 @@ from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.journal import Journal, folder_of
-from specvit_deploy.results import ResultWriter, is_result, provenance
+from specvit_deploy.result_formats import format_of, is_result, open_writer
+from specvit_deploy.results import provenance
 from specvit_deploy.task import Computer, Task, identify, part_rows
 from specvit_deploy.workers import run_cluster, run_pool
 
@@ -44,6 +45,8 @@ def predict(
     workers: int = 1,
     cluster: str | None = None,
     shard: tuple[int, int] | None = None,
+    format: str | None = None,
+    schema: str = "own",
     loaded: Callable[[Engine], None] = lambda engine: None,
     start: Callable[[int], None] = lambda rows: None,
     advance: Callable[[int], None] = lambda rows: None,
@@ -59,7 +62,7 @@ def predict(
     catalog : path
         Of a known format (`specvit_deploy.formats`); opened read-only.
     output : path, optional
-        HDF5 file for the results, written whole or not at all, in bounded memory. Without it the table is returned.
+        File for the results, written whole or not at all, in bounded memory. Without it the table is returned.
     bundle : path or str
         A bundle's directory or the name of an embedded one.
     keep, velocity, medium
@@ -77,6 +80,10 @@ def predict(
         "local", "slurm" or the address of a Dask scheduler: its workers compute the parts.
     shard : (int, int), optional
         (I, N) computes the I-th of N shares of the parts, 1 to N, and leaves them for `merge`.
+    format : str, optional
+        hdf5, fits, fits.gz, parquet or ecsv, whatever the ending of `output`.
+    schema : "own" or "pfs"
+        Names of the columns in the file, see `specvit_deploy.result_formats.schema`.
     loaded : callable
         Told the engine that runs.
     start, advance : callable
@@ -101,6 +108,7 @@ def predict(
     output = None if output is None else Path(output)
     if output is not None:
         check_output(output, Path(catalog))
+        format = format_of(output, format)
         engine, precision, batch = _as_begun(output, engine, precision, batch)
     estimator = Estimator.load(bundle, engine, precision, threads, batch, allow_fallback)
     runs = estimator.engine
@@ -122,7 +130,7 @@ def predict(
             return np.concatenate([compute(*part, advance) for part in task.parts()])
     about = {
         "bundle": estimator.bundle.name, "scenario": estimator.bundle.scenario, "catalog": Path(catalog).name,
-        "layout": layout, "engine_description": runs.description,
+        "layout": layout, "engine_description": runs.description, "format": format, "schema": schema,
     }  # fmt: skip
     journal = Journal.begin(output, task.describe(), about)
     done, (share, shares) = journal.verified(), shard or (1, 1)
@@ -141,11 +149,13 @@ def predict(
         if shard is None and not journal.sealed():
             journal.remove()  # nothing to go on from
         raise
-    return journal.folder if shard is not None else merge(output)
+    return journal.folder if shard is not None else merge(output, format, schema)
 
 
-def merge(output: str | Path) -> Path:
+def merge(output: str | Path, format: str | None = None, schema: str | None = None) -> Path:
     """Join the sealed parts of a finished run into its result file, and remove them.
+
+    Format and schema are those that `predict` was told first, unless others are given.
 
     Raises
     ------
@@ -154,16 +164,21 @@ def merge(output: str | Path) -> Path:
     """
     output = Path(output)
     journal = Journal(output)
-    run = journal.facts["run"]
+    run, about = journal.facts["run"], dict(journal.facts["about"])
+    asked, named = about.pop("format", None), about.pop("schema", "own")
     attributes = provenance(
-        **journal.facts["about"],
+        **about,
         catalog_identity=run["identity"],
         rows=journal.rows,
         noise_level=run["noise_level"],
         noise_seed=run["seed"],
-        **{name: run[name] for name in ("bundle_sha256", "engine", "precision", "batch")},
+        **{name: run[name] for name in ("bundle_sha256", "engine", "precision", "batch", "velocity", "medium")},
     )
-    with whole_file(output) as temporary, ResultWriter(temporary, journal.rows, attributes) as writer:
+    form = format_of(output, format or asked)
+    with (
+        whole_file(output) as temporary,
+        open_writer(temporary, form, journal.rows, attributes, schema or named) as writer,
+    ):
         for table in journal.tables():
             writer.write(table)
     journal.remove()

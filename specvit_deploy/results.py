@@ -1,4 +1,4 @@
-"""Result columns: names, units and meaning, and the file they are written to."""
+"""Result columns: names, units, UCDs and meaning; a table of them, and where it came from."""
 
 from __future__ import annotations
 
@@ -8,9 +8,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Self
+from typing import Any
 
-import h5py
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,56 +19,81 @@ from specvit_deploy.labels import DESCRIPTIONS, LABELS, LOG_G, UNITS
 from specvit_deploy.quality import FATAL, Quality
 
 DEX = UNITS["log_g"]
+BITS = "bits: " + ", ".join(f"{bit.value} {bit.name}" for bit in Quality)
 
 
 @dataclass(frozen=True)
 class Column:
-    """A result column: name, dtype, unit, description."""
+    """A result column: name, dtype, unit, description, and its UCD (IVOA UCD1+ words)."""
 
     name: str
     dtype: str
     unit: str
     description: str
+    ucd: str = ""
+
+
+ABUNDANCE = {"T_eff": "phys.temperature.effective", "M_H": "phys.abund.Z", "a_M": "phys.abund", "C_M": "phys.abund"}
+"""UCDs of the other labels."""
+CARRIED_UCDS = {"ra": "pos.eq.ra", "dec": "pos.eq.dec"}
+"""UCDs of columns of the catalogue, by their names in lower case."""
 
 
 def columns(id_dtype: np.dtype[Any]) -> tuple[Column, ...]:
     """All result columns, in order; `id` has the catalogue's own type."""
     others = [label for label in LABELS if label != "log_g"]
+    gravity, error = "phys.gravity", "stat.error;phys.gravity"
     return (
-        Column("id", id_dtype.str, "", "identifier of the spectrum, or its row number"),
-        Column("log_g", "<f4", DEX, "surface gravity; NaN if a fatal quality bit is set"),
-        Column("log_g_err", "<f4", DEX, "calibrated 1 sigma uncertainty of log_g"),
-        Column("log_g_lo", "<f4", DEX, "lower end of the calibrated 68 % interval"),
-        Column("log_g_hi", "<f4", DEX, "upper end of the calibrated 68 % interval"),
+        Column("id", id_dtype.str, "", "identifier of the spectrum, or its row number", "meta.id;meta.main"),
+        Column("log_g", "<f4", DEX, "surface gravity; NaN if a fatal quality bit is set", gravity),
+        Column("log_g_err", "<f4", DEX, "calibrated 1 sigma uncertainty of log_g", error),
+        Column("log_g_lo", "<f4", DEX, "lower end of the calibrated 68 % interval", f"{gravity};stat.min"),
+        Column("log_g_hi", "<f4", DEX, "upper end of the calibrated 68 % interval", f"{gravity};stat.max"),
         Column(
             "log_g_crlb",
             "<f4",
             DEX,
             "marginal Cramer-Rao bound (1 sigma) with the scenario's nuisances, at the estimate",
+            f"{error};stat.min",
         ),
         Column(
             "log_g_crlb_prior",
             "<f4",
             DEX,
             "the same with the label box as prior: a scale per star, not a bound",
+            error,
         ),
-        Column("log_g_efficiency", "<f4", "", "log_g_crlb_prior / log_g_err"),
-        *(Column(label, "<f4", UNITS[label], DESCRIPTIONS[label]) for label in others),
+        Column("log_g_efficiency", "<f4", "", "log_g_crlb_prior / log_g_err", f"{error};arith.ratio"),
+        *(Column(label, "<f4", UNITS[label], DESCRIPTIONS[label], ABUNDANCE[label]) for label in others),
         *(
             Column(
                 f"{label}_sigma",
                 "<f4",
                 UNITS[label],
                 f"spread that the network gives {label}, not calibrated",
+                f"stat.stdev;{ABUNDANCE[label]}",
             )
             for label in others
         ),
-        Column("snr_median", "<f4", "", "median of flux / error over good pixels"),
-        Column("chi2_reduced", "<f4", "", "reduced chi2 of the best linear fit around the estimate"),
-        Column("latent_distance", "<f4", "", "distance of the network's features from those of training spectra"),
-        Column("n_good", "<i4", "", "pixels that carry information"),
-        Column("quality", "<i4", "", "bits: " + ", ".join(f"{bit.value} {bit.name}" for bit in Quality)),
+        Column("snr_median", "<f4", "", "median of flux / error over good pixels", "stat.snr;stat.median"),
+        Column("chi2_reduced", "<f4", "", "reduced chi2 of the best linear fit around the estimate", "stat.fit.chi2"),
+        Column(
+            "latent_distance",
+            "<f4",
+            "",
+            "distance of the network's features from those of training spectra",
+            "stat.fit.goodness",
+        ),
+        Column("n_good", "<i4", "", "pixels that carry information", "meta.number;instr.pixel"),
+        Column("quality", "<i4", "", BITS, "meta.code.qual"),
     )
+
+
+def describe(name: str, dtype: np.dtype[Any], id_dtype: np.dtype[Any]) -> Column:
+    """The column of that name: one of ours, or one that was carried along from the catalogue."""
+    ours = {column.name: column for column in columns(id_dtype)}
+    carried = Column(name, dtype.str, "", "carried along from the catalogue", CARRIED_UCDS.get(name.lower(), ""))
+    return ours.get(name, carried)
 
 
 def assemble(
@@ -109,45 +133,6 @@ def assemble(
     return table
 
 
-class ResultWriter:
-    """Writes result tables into an HDF5 file, one dataset per column, rows in order.
-
-    Parameters
-    ----------
-    path : path
-        File to create.
-    n : int
-        Rows in all.
-    provenance : dict
-        Attributes of the file.
-    """
-
-    def __init__(self, path: Path, n: int, provenance: dict[str, Any]) -> None:
-        self.file = h5py.File(path, "w")
-        self.n, self.row = n, 0
-        self.file.attrs.update(provenance)
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
-
-    def write(self, table: NDArray[Any]) -> None:
-        """Append a table."""
-        if self.row == 0:
-            known = {column.name: column for column in columns(table.dtype["id"])}
-            for name in table.dtype.names or ():
-                dtype = h5py.string_dtype() if table.dtype[name].kind in "OU" else table.dtype[name]
-                dataset = self.file.create_dataset(name, (self.n,), dtype)
-                column = known.get(name, Column(name, dtype.str, "", "carried along from the catalogue"))
-                dataset.attrs.update({"unit": column.unit, "description": column.description})
-        for name in table.dtype.names or ():
-            values = table[name].astype(object) if table.dtype[name].kind == "U" else table[name]
-            self.file[name][self.row : self.row + len(table)] = values
-        self.row += len(table)
-
-
 def provenance(**facts: Any) -> dict[str, Any]:
     """Attributes that say where a result came from: `facts`, version, command, date."""
     return {
@@ -156,11 +141,3 @@ def provenance(**facts: Any) -> dict[str, Any]:
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-
-
-def is_result(path: Path) -> bool:
-    """Whether a file was written by `ResultWriter`."""
-    if not h5py.is_hdf5(path):
-        return False
-    with h5py.File(path, "r") as file:
-        return "bundle_sha256" in file.attrs

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from specvit_deploy.journal import Journal, folder_of
-from specvit_deploy.results import is_result
+from specvit_deploy.result_formats import is_result
 
 
 def status_of(output: Path) -> dict[str, Any]:

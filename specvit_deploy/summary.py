@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import h5py
 import numpy as np
 
 from specvit_deploy.quality import FATAL, Quality
+from specvit_deploy.result_formats import Result
+
+NAMES = ("log_g", "log_g_err", "log_g_crlb", "snr_median", "quality")
 
 
 def summarise(path: Path) -> str:
     """Describe a result file: counts, typical uncertainty against the limit, quality bits."""
-    with h5py.File(path, "r") as file:
-        log_g, err, crlb, snr = (file[name][:] for name in ("log_g", "log_g_err", "log_g_crlb", "snr_median"))
-        quality = file["quality"][:]
-        header = f"{file.attrs['bundle']} {str(file.attrs['bundle_sha256'])[:12]}, {file.attrs['engine']}"
+    with Result(path) as result:
+        blocks = list(result.blocks(NAMES))
+        about = result.attributes
+    log_g, err, crlb, snr, quality = (np.concatenate([block[name] for block in blocks]) for name in NAMES)
+    header = f"{about['bundle']} {str(about['bundle_sha256'])[:12]}, {about['engine']}"
     valid = (quality & int(FATAL)) == 0
     lines = [f"wrote {path}: {len(log_g)} rows, {valid.sum()} with log_g ({header})"]
     if valid.any():
