@@ -105,9 +105,10 @@ def build_forms(
         If fusion was lost.
     """
     graphs = {}
-    for form in dict.fromkeys(forms):
+    for form in sorted(dict.fromkeys(forms), key=list(FORMS).index):
         file = f"graphs/{form}.onnx"
-        build_form(estimator, form, folder / file, metadata, log)
+        source = folder / "graphs/fp32-opset20.onnx"  # int8 begins with it
+        build_form(estimator, form, folder / file, metadata, log, source if "fp32-opset20" in graphs else None)
         kind = FORMS[form]
         graphs[form] = {
             "file": file,
@@ -120,9 +121,16 @@ def build_forms(
 
 
 def build_form(
-    estimator: Estimator, form: str, path: Path, metadata: dict[str, str], log: Callable[[str], None] = print
+    estimator: Estimator,
+    form: str,
+    path: Path,
+    metadata: dict[str, str],
+    log: Callable[[str], None] = print,
+    source: Path | None = None,
 ) -> None:
     """Write one form of an estimator to `path`, checked; see `build_forms`.
+
+    `source` is the fp32-opset20 form, where int8 need not build it again.
 
     Raises
     ------
@@ -135,10 +143,11 @@ def build_form(
     log(f"build      {form}: ONNX opset {kind.opset}, {kind.precision} layers, {attention}")
     if form == "int8":
         with tempfile.TemporaryDirectory() as scratch:
-            source = Path(scratch) / "float32.onnx"
-            build_graph(ready(estimator, "fp32-opset20"), source, text, kind.opset)
-            log("convert    scales of int8 on simulated spectra, bright to faint")
-            quantise(source, path, metadata["scenario"])
+            if source is None:
+                source = Path(scratch) / "float32.onnx"
+                build_graph(ready(estimator, "fp32-opset20"), source, text, kind.opset)
+            log("convert    int8: scales on simulated spectra, bright to faint")
+            quantise(source, path, text)
     else:
         build_graph(ready(estimator, form), path, text, kind.opset)
     log(f"fuse       {form}: counted")

@@ -12,6 +12,7 @@ finds the extremes too.
 
 from __future__ import annotations
 
+import logging
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -74,19 +75,28 @@ class _Spectra(CalibrationDataReader):  # type: ignore[misc]
         return next(self.batches, None)
 
 
-def quantise(source: Path, path: Path, scenario: str) -> None:
+def quantise(source: Path, path: Path, metadata: dict[str, str]) -> None:
     """Write the int8 twin of `source` (float32, attention as its parts) to `path`.
 
     Quantised are the products of a layer with a weight matrix, but for the last, that of the hidden layer of its MLP.
     Softmax attention, norms and the residual stream stay float32.
+
+    Parameters
+    ----------
+    source, path : Path
+        ONNX files.
+    metadata : dict
+        Text for the new file; `scenario` is that of the spectra behind the scales.
     """
     model = onnx.load(source)
     with tempfile.TemporaryDirectory() as folder:
         made = Path(folder) / "int8.onnx"
+        level = logging.root.level
+        logging.root.setLevel(logging.ERROR)  # it advises a preparation that this graph has been through
         quantize_static(
             str(source),
             str(made),
-            _Spectra(*calibration_spectra(scenario)),
+            _Spectra(*calibration_spectra(metadata["scenario"])),
             quant_format=QuantFormat.QDQ,
             activation_type=QuantType.QInt8,
             weight_type=QuantType.QInt8,
@@ -100,6 +110,7 @@ def quantise(source: Path, path: Path, scenario: str) -> None:
                 "OpTypesToExcludeOutputQuantization": ["MatMul"],
             },
         )
+        logging.root.setLevel(level)
         quantised = onnx.load(made)
-    onnx.helper.set_model_props(quantised, {p.key: p.value for p in model.metadata_props})
+    onnx.helper.set_model_props(quantised, metadata)
     onnx.save(quantised, path)

@@ -22,6 +22,8 @@ from specvit_deploy.errors import SpecVitError
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.scenario import get_scenario
 
+__all__ = ["LEARNED", "WEIGHTS", "Source", "exportable", "open_source", "own_tensors"]
+
 
 @dataclass(frozen=True)
 class Source:

@@ -150,10 +150,11 @@ def in_sigma(outputs: Outputs, reference: Outputs) -> Outputs:
         "log_g_hi": sigma,
         "latent_distance": reference["latent_distance"],
     }
-    return {
-        key: np.nan_to_num(np.abs(outputs[key].astype(np.float64) - reference[key]) / scale)
-        for key, scale in scales.items()
-    }
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return {
+            key: np.nan_to_num(np.abs(outputs[key].astype(np.float64) - reference[key]) / scale)
+            for key, scale in scales.items()
+        }
 
 
 def check_fractions(fractions: Outputs, where: str) -> None:
