@@ -267,11 +267,20 @@ def _predict_one(catalog: Path, output: Path, bundle: str, options: dict[str, An
     from specvit_deploy.pipeline import predict as run
     from specvit_deploy.summary import summarise
 
+    left = 0
+
+    def begin(rows: int) -> None:
+        nonlocal left
+        left = rows
+        start(rows)
+
     try:
         with progress("predict") as (start, advance):
-            run(catalog, output, bundle, **options, loaded=_say_engine, start=start, advance=advance)
+            run(catalog, output, bundle, **options, loaded=_say_engine, start=begin, advance=advance)
     except KeyboardInterrupt:
         raise SpecVitError(f"stopped; run the same command again and {output} goes on where it stopped") from None
+    if left == 0:
+        click.echo(f"{output}: every row was there already")
     if options["shard"] is not None:
         click.echo(
             f"shard {options['shard'][0]}/{options['shard'][1]} is done; when all are: specvit-deploy merge {output}"

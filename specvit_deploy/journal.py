@@ -1,21 +1,24 @@
 """The journal of a run: a folder beside the output with sealed parts, so that a run can be stopped at any moment.
 
     OUTPUT.parts/run.json                           what the run is (`specvit_deploy.task.Task.describe`)
-    OUTPUT.parts/START-STOP-HASH.npy                one part: the result table of rows [START, STOP)
+    OUTPUT.parts/START-STOP-RUN-HASH.npy            one part: the result table of rows [START, STOP)
 
-A part is written under another name, flushed and renamed; its name holds the hash of its bytes. Whoever finds it whole
-never computes it again.
+A part is written under another name, flushed and renamed; its name holds the hash of what the run is, so that no part
+passes for another run's, and the hash of its bytes. Whoever finds it whole never computes it again.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import io
 import json
 import os
 import re
+import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +28,7 @@ from numpy.typing import NDArray
 from specvit_deploy.errors import SpecVitError
 
 HEAD = "run.json"
-NAME = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{16})\.npy")
+NAME = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{8})-([0-9a-f]{16})\.npy")
 Part = tuple[int, int]
 
 
@@ -34,23 +37,41 @@ def folder_of(output: Path) -> Path:
     return output.with_name(f"{output.name}.parts")
 
 
+def as_text(run: dict[str, Any]) -> str:
+    """What a run is, in one line; equal runs have equal lines."""
+    return json.dumps(run, sort_keys=True)
+
+
 class Journal:
     """Parts of the unfinished run that ends in `output`.
+
+    Attributes
+    ----------
+    run, about : dict
+        What determines every column, and what the result file shall say besides.
 
     Raises
     ------
     SpecVitError
-        If there is none.
+        If there is none, or what it is can no longer be read.
     """
 
     def __init__(self, output: Path) -> None:
         self.output, self.folder = output, folder_of(output)
+        head = self.folder / HEAD
         try:
-            self.facts: dict[str, Any] = json.loads((self.folder / HEAD).read_text())
-        except (OSError, ValueError):
+            facts = json.loads(head.read_bytes())
+            self.run: dict[str, Any] = facts["run"]
+            self.about: dict[str, Any] = facts["about"]
+        except (FileNotFoundError, NotADirectoryError):
             raise SpecVitError(
                 f"there is no unfinished run for {output}; start one with 'specvit-deploy predict'"
             ) from None
+        except OSError as error:
+            raise SpecVitError(f"{head} cannot be read ({error.strerror}); see its permissions") from None
+        except (ValueError, KeyError, TypeError):
+            raise SpecVitError(f"{head} is damaged; remove {self.folder} to start afresh") from None
+        self.key = _hash(as_text(self.run).encode())[:8]
 
     @classmethod
     def begin(cls, output: Path, run: dict[str, Any], about: dict[str, Any]) -> Journal:
@@ -74,18 +95,9 @@ class Journal:
         if not (folder / HEAD).exists():
             try:
                 folder.mkdir(exist_ok=True)
-                temporary = folder / f".{HEAD}.{os.getpid()}.tmp"
-                temporary.write_text(json.dumps({"run": run, "about": about}, indent=1) + "\n")
-                try:
-                    os.link(temporary, folder / HEAD)  # the first of several shards wins; the others compare
-                except FileExistsError:
-                    pass
-                finally:
-                    temporary.unlink()
+                _write_first(folder / HEAD, json.dumps({"run": run, "about": about}, indent=1) + "\n")
             except OSError as error:
-                raise SpecVitError(
-                    f"cannot write beside {output} ({error.strerror}); choose another place with -o"
-                ) from None
+                raise cannot_write(output, error) from None
         journal = cls(output)
         journal.check(run)
         return journal
@@ -98,8 +110,8 @@ class Journal:
         SpecVitError
             Naming what differs.
         """
-        was = self.facts["run"]
-        odd = [name for name in run if was.get(name) != run[name]]
+        was = self.run
+        odd = [name for name in run if name not in was or as_text({"": was[name]}) != as_text({"": run[name]})]
         if not odd:
             return
         if "identity" in odd:
@@ -114,24 +126,37 @@ class Journal:
     @property
     def rows(self) -> int:
         """Rows of the run."""
-        return int(self.facts["run"]["rows"])
+        return int(self.run["rows"])
 
     def sealed(self) -> dict[Part, Path]:
-        """Parts that were written whole, by their names alone."""
+        """Parts of this run that were written whole, by their names alone."""
         return {
             (int(found[1]), int(found[2])): path
             for path in sorted(self.folder.glob("*.npy"))
-            if (found := NAME.fullmatch(path.name))
+            if (found := NAME.fullmatch(path.name)) and found[3] == self.key
         }
 
-    def verified(self) -> set[Part]:
-        """Parts whose bytes are what was written; damaged ones and leftovers are removed."""
-        good = set()
-        for part, path in self.sealed().items():
-            if _hash(path.read_bytes()) == _named_hash(path):
+    def has(self, start: int, stop: int) -> bool:
+        """Whether a part is sealed by now, by its name alone."""
+        return any(self.folder.glob(f"{start:012d}-{stop:012d}-{self.key}-*.npy"))
+
+    def missing(self) -> list[Part]:
+        """Ranges of rows that no sealed part holds, in order."""
+        ranges, row = [], 0
+        for start, stop in [*sorted(self.sealed()), (self.rows, self.rows)]:
+            if start > row:
+                ranges.append((row, start))
+            row = stop
+        return ranges
+
+    def verified(self, parts: Iterable[Part]) -> set[Part]:
+        """Those of `parts` whose bytes are what was written; damaged ones are removed."""
+        sealed, good = self.sealed(), set()
+        for part in parts:
+            if part in sealed and _is_whole(sealed[part]):
                 good.add(part)
-            else:
-                path.unlink(missing_ok=True)
+            elif part in sealed:
+                sealed[part].unlink(missing_ok=True)
         return good
 
     def seal(self, start: int, stop: int, table: NDArray[Any]) -> None:
@@ -145,48 +170,98 @@ class Journal:
         stream = io.BytesIO()
         np.save(stream, _plain(table), allow_pickle=False)
         data = stream.getvalue()
-        path = self.folder / f"{start:012d}-{stop:012d}-{_hash(data)}.npy"
-        temporary = self.folder / f".{path.name}.{os.getpid()}.tmp"
+        path = self.folder / f"{start:012d}-{stop:012d}-{self.key}-{_hash(data)}.npy"
         try:
-            with temporary.open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
+            _write(path, data)
         except OSError as error:
-            temporary.unlink(missing_ok=True)
+            if not (self.folder / HEAD).exists():
+                raise SpecVitError(f"{self.folder} is gone; run the same command again") from None
             raise SpecVitError(
                 f"cannot write {self.folder} ({error.strerror}); make room, then run the same command again: "
                 "it goes on where it stopped"
             ) from None
 
     def tables(self) -> Iterator[NDArray[Any]]:
-        """Tables of all parts in the order of their rows.
+        """Tables of all parts in the order of their rows, all of one dtype: texts as wide as the widest of any part.
 
         Raises
         ------
         SpecVitError
             If rows are missing, or a part is damaged.
         """
-        row = 0
-        parts = self.sealed()
-        for (start, stop), path in sorted(parts.items()):
-            if start != row:
-                break
+        if missing := self.missing():
+            ranges = ", ".join(f"{start} to {stop}" for start, stop in missing[:5])
+            raise SpecVitError(
+                f"rows {ranges}{', ...' if missing[5:] else ''} of {self.rows} are missing for {self.output}; run the "
+                "same command again (every shard of it)"
+            )
+        paths = [path for _, path in sorted(self.sealed().items())]
+        dtype = functools.reduce(np.promote_types, map(_dtype, paths))
+        for path in paths:
             data = path.read_bytes()
             if _hash(data) != _named_hash(path):
-                raise SpecVitError(f"{path} is damaged; run the same command again: it is computed anew")
-            yield np.load(io.BytesIO(data), allow_pickle=False)
-            row = stop
-        if row != self.rows:
-            raise SpecVitError(
-                f"rows {row} and on of {self.rows} are missing for {self.output}; run the same command again (every "
-                "shard of it)"
-            )
+                raise _damaged(path)
+            yield np.load(io.BytesIO(data), allow_pickle=False).astype(dtype, copy=False)
 
     def remove(self) -> None:
-        """Remove the folder."""
+        """Remove the folder; without its head it is no run any more, should the rest of it stay."""
+        (self.folder / HEAD).unlink(missing_ok=True)
         shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def cannot_write(output: Path, error: OSError) -> SpecVitError:
+    """Build the error for a place where nothing can be written."""
+    return SpecVitError(f"cannot write beside {output} ({error.strerror}); choose another place with -o")
+
+
+def _write(path: Path, data: bytes) -> None:
+    """Write a file, whole or not at all."""
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # no two hosts ever share a name
+    try:
+        with temporary.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        raise
+
+
+def _write_first(path: Path, text: str) -> None:
+    """Write a file, whole, unless somebody else was first (one of several shards that begin at once)."""
+    own = path.with_name(f"{path.name}.{secrets.token_hex(4)}")
+    try:
+        _write(own, text.encode())
+        try:
+            os.link(own, path)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            own.replace(path)
+    finally:
+        with suppress(OSError):
+            own.unlink(missing_ok=True)
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        return _hash(path.read_bytes()) == _named_hash(path)
+    except OSError:
+        return False
+
+
+def _dtype(path: Path) -> np.dtype[Any]:
+    try:
+        table: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError):
+        raise _damaged(path) from None
+    return table.dtype
+
+
+def _damaged(path: Path) -> SpecVitError:
+    return SpecVitError(f"{path} is damaged; run the same command again: that part is computed anew")
 
 
 def _plain(table: NDArray[Any]) -> NDArray[Any]:
@@ -211,4 +286,4 @@ def _hash(data: bytes) -> str:
 
 
 def _named_hash(path: Path) -> str:
-    return path.stem.split("-")[2]
+    return path.stem.split("-")[3]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +14,15 @@ from numpy.typing import NDArray
 from specvit_deploy.added_noise import warn_if_noise_free
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.bundle import DEFAULT
+from specvit_deploy.claim import claim
 from specvit_deploy.engines import AUTO, Engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.rows import Medium
-from specvit_deploy.journal import Journal, folder_of
-from specvit_deploy.result_formats import format_of, is_result, open_writer
+from specvit_deploy.journal import Journal, Part, as_text, folder_of
+from specvit_deploy.result_formats import Result, format_of, is_result, open_writer
+from specvit_deploy.result_formats.schema import SCHEMAS
 from specvit_deploy.results import provenance
 from specvit_deploy.task import Computer, Task, identify, part_rows
 from specvit_deploy.workers import run_cluster, run_pool
@@ -55,7 +59,7 @@ def predict(
 
     With an output, parts are sealed beside it (`specvit_deploy.journal`) as they are done and merged at the end: the
     same call goes on where an earlier one was stopped, and ends in the same columns, bit for bit, with any number of
-    workers and shards.
+    workers and shards. What is finished already is left as it is.
 
     Parameters
     ----------
@@ -75,7 +79,7 @@ def predict(
     engine, precision, threads, batch, allow_fallback
         What runs the model, as in `specvit_deploy.engines.load_engine`. A run that goes on keeps its engine.
     workers : int
-        Processes, one engine each.
+        Processes, one engine each; a script that asks for several keeps the call under `if __name__ == "__main__":`.
     cluster : str, optional
         "local", "slurm" or the address of a Dask scheduler: its workers compute the parts.
     shard : (int, int), optional
@@ -97,10 +101,13 @@ def predict(
     Raises
     ------
     SpecVitError
-        If catalogue, bundle, engine or output cannot be used, or an unfinished run for that output is another.
+        If catalogue, bundle, engine or output cannot be used, an unfinished run for that output is another, or another
+        process is at work on it.
     """
     if not noise_level >= 0:
         raise SpecVitError(f"noise level {noise_level} is impossible; give 0 for none, 1 for the errors as they are")
+    if schema not in SCHEMAS:
+        raise SpecVitError(f"schema {schema} is unknown; choose one of {', '.join(SCHEMAS)}")
     if workers < 1 or (shard is not None and not 1 <= shard[0] <= shard[1]):
         raise SpecVitError("give at least one worker, and a shard I/N with I from 1 to N")
     if output is None and (workers > 1 or cluster or shard):
@@ -114,75 +121,122 @@ def predict(
     runs = estimator.engine
     loaded(runs)
     with Catalog(catalog, estimator.bundle.grid, keep, velocity, medium) as source:
+        rows, layout, identity = len(source), source.layout, identify(source)
         if noise_level == 0:
-            warn_if_noise_free(source.read(0, min(FIRST_ROWS, len(source))), source.path)
-        rows, layout = len(source), source.layout
+            warn_if_noise_free(source.read(0, min(FIRST_ROWS, rows)), source.path)
     task = Task(
-        catalog=str(Path(catalog).absolute()), identity=identify(Path(catalog)), rows=rows,
-        part=part_rows(runs.batch), bundle=str(estimator.bundle.path.absolute()),
-        bundle_sha256=estimator.bundle.sha256, engine=runs.name, precision=runs.precision, batch=runs.batch,
-        threads=threads, fell_back=runs.fell_back, noise_level=noise_level, seed=seed, keep=tuple(keep),
-        velocity=velocity, medium=medium,
+        catalog=str(Path(catalog).absolute()), identity=identity, rows=rows, part=part_rows(runs.batch),
+        bundle=str(estimator.bundle.path.absolute()), bundle_sha256=estimator.bundle.sha256, engine=runs.name,
+        precision=runs.precision, batch=runs.batch, threads=threads, engine_description=runs.description,
+        fell_back=runs.fell_back, noise_level=float(noise_level), seed=int(seed), keep=tuple(keep),
+        velocity=velocity if velocity is None or isinstance(velocity, str) else float(velocity), medium=medium,
     )  # fmt: skip
     if output is None:
         start(rows)
         with Computer(task, estimator) as compute:
             return np.concatenate([compute(*part, advance) for part in task.parts()])
+    run, facts = task.describe(), provenance()
+    if _is_finished(output, {"run": as_text(run), "format": format, "schema": schema}):
+        start(0)
+        return output
     about = {
         "bundle": estimator.bundle.name, "scenario": estimator.bundle.scenario, "catalog": Path(catalog).name,
-        "layout": layout, "engine_description": runs.description, "format": format, "schema": schema,
+        "layout": layout, "command": facts["command"], "format": format, "schema": schema,
     }  # fmt: skip
-    journal = Journal.begin(output, task.describe(), about)
-    done, (share, shares) = journal.verified(), shard or (1, 1)
-    parts = [part for part in task.parts()[share - 1 :: shares] if part not in done]
-    start(sum(stop - first for first, stop in parts))
-    try:
-        if cluster is not None:
-            run_cluster(task, journal, parts, cluster, workers, advance)
-        elif workers > 1 and len(parts) > 1:
-            run_pool(task, journal, parts, workers, advance)
-        else:
-            with Computer(task, estimator) as compute:
-                for part in parts:
-                    journal.seal(*part, compute(*part, advance))
-    except BaseException:
-        if shard is None and not journal.sealed():
-            journal.remove()  # nothing to go on from
-        raise
-    return journal.folder if shard is not None else merge(output, format, schema)
+    with claim(output, shard):
+        journal = Journal.begin(output, run, about)
+        share, shares = shard or (1, 1)
+        mine = task.parts()[share - 1 :: shares]
+        done = journal.verified(mine)
+        parts = [part for part in mine if part not in done]
+        start(sum(stop - first for first, stop in parts))
+        try:
+            if cluster is not None and parts:
+                run_cluster(task, journal, parts, cluster, workers, advance)
+            elif workers > 1 and len(parts) > 1:
+                run_pool(task, journal, parts, workers, advance)
+            else:
+                _run_here(task, estimator, journal, parts, advance)
+        except BaseException:
+            if shard is None and not journal.sealed():
+                journal.remove()  # nothing to go on from
+            raise
+        return journal.folder if shard is not None else _merge(journal, format, schema)
+
+
+def _run_here(
+    task: Task, estimator: Estimator, journal: Journal, parts: Sequence[Part], advance: Callable[[int], None]
+) -> None:
+    """Compute parts in this process."""
+    with Computer(task, estimator) as compute:
+        for start, stop in parts:
+            if journal.has(start, stop):  # by shards that were cut otherwise
+                advance(stop - start)
+            else:
+                journal.seal(start, stop, compute(start, stop, advance))
 
 
 def merge(output: str | Path, format: str | None = None, schema: str | None = None) -> Path:
-    """Join the sealed parts of a finished run into its result file, and remove them.
+    """Join the sealed parts of a finished run into its result file, and remove them; a result that is there stays.
 
     Format and schema are those that `predict` was told first, unless others are given.
 
     Raises
     ------
     SpecVitError
-        If there is no run for `output`, rows are missing, or a part is damaged.
+        If there is no run for `output`, a process is still at it, rows are missing, a part is damaged, or the result
+        cannot be written.
     """
     output = Path(output)
-    journal = Journal(output)
-    run, about = journal.facts["run"], dict(journal.facts["about"])
-    asked, named = about.pop("format", None), about.pop("schema", "own")
+    if not folder_of(output).exists() and output.exists() and is_result(output):
+        return output
+    Journal(output)  # there is one
+    with claim(output):
+        return _merge(Journal(output), format, schema)
+
+
+def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
+    """Join the parts; the result is written among them, so that nothing stays behind if this is killed."""
+    output, run, about = journal.output, journal.run, journal.about
+    check_output(output)
+    form, schema = format_of(output, format or about["format"]), schema or about["schema"]
+    used = ("bundle_sha256", "engine", "precision", "batch", "engine_description", "velocity", "medium")
     attributes = provenance(
         **about,
+        run=as_text(run),
         catalog_identity=run["identity"],
         rows=journal.rows,
         noise_level=run["noise_level"],
         noise_seed=run["seed"],
-        **{name: run[name] for name in ("bundle_sha256", "engine", "precision", "batch", "velocity", "medium")},
-    )
-    form = format_of(output, format or asked)
-    with (
-        whole_file(output) as temporary,
-        open_writer(temporary, form, journal.rows, attributes, schema or named) as writer,
-    ):
-        for table in journal.tables():
-            writer.write(table)
+        **{name: run[name] for name in used},
+    ) | {"command": about["command"], "format": form, "schema": schema}  # the command of the run, not of `merge`
+    whole = journal.folder / output.name
+    try:
+        with (
+            whole_file(whole) as temporary,
+            open_writer(temporary, form, journal.rows, attributes, schema) as writer,
+        ):
+            for table in journal.tables():
+                writer.write(table)
+        whole.replace(output)
+        _to_disk(output.parent)
+    except (OSError, RuntimeError) as error:  # h5py has both
+        said = " ".join(str(error).split())
+        raise SpecVitError(
+            f"cannot write {output} ({said}); make room, then run 'specvit-deploy merge {output}'"
+        ) from None
     journal.remove()
     return output
+
+
+def _to_disk(folder: Path) -> None:
+    """Flush the names in a folder, so that no power cut loses both a result and its parts."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # not every file system can
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def check_output(path: Path, catalog: Path | None = None) -> None:
@@ -204,9 +258,17 @@ def _as_begun(output: Path, engine: str, precision: str, batch: int | None) -> t
     if not folder_of(output).is_dir():
         return engine, precision, batch
     try:
-        run = Journal(output).facts["run"]
+        run = Journal(output).run
     except SpecVitError:
         return engine, precision, batch
     if engine == AUTO and precision in (AUTO, run["precision"]) and not run["fell_back"]:
         return run["engine"], run["precision"], batch or run["batch"]
     return engine, precision, batch
+
+
+def _is_finished(output: Path, facts: dict[str, str | None]) -> bool:
+    """Whether `output` is the whole result of this very run, in this format."""
+    if folder_of(output).exists() or not output.exists():
+        return False
+    with Result(output) as result:
+        return all(result.attributes.get(name) == value for name, value in facts.items())

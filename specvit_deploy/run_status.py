@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import time
+from contextlib import suppress
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from specvit_deploy.claim import LOCK
 from specvit_deploy.journal import Journal, folder_of
 from specvit_deploy.result_formats import is_result
 
@@ -22,26 +26,39 @@ def status_of(output: Path) -> dict[str, Any]:
     journal = Journal(output)
     sealed = journal.sealed()
     done = sum(stop - start for start, stop in sealed)
-    missing: list[list[int]] = []
-    row = 0
-    for start, stop in [*sorted(sealed), (journal.rows, journal.rows)]:
-        if start > row:
-            missing.append([row, start])
-        row = stop
-    times = sorted(path.stat().st_mtime for path in sealed.values())
-    pace = (done * (len(times) - 1) / len(times)) / (times[-1] - times[0]) if len(times) > 2 else None
+    pace, idle = _pace(journal)
     return {
         "output": str(output),
         "finished": False,
         "rows": journal.rows,
         "done": done,
         "parts": len(sealed),
-        "missing": missing,
+        "parts_in_all": -(-journal.rows // int(journal.run["part"])),
+        "missing": [list(part) for part in journal.missing()],
         "rows_per_second": pace,
+        "seconds_since_last_part": idle,
         "seconds_left": (journal.rows - done) / pace if pace else None,
-        **{name: journal.facts["run"][name] for name in ("engine", "precision", "bundle_sha256")},
-        **journal.facts["about"],
+        **{name: journal.run[name] for name in ("engine", "precision", "engine_description", "bundle_sha256")},
+        **journal.about,
     }
+
+
+def _pace(journal: Journal) -> tuple[float | None, float | None]:
+    """Rows a second since the last process of the run began, and seconds since the last part; None if unknown."""
+    now = time.time()
+    times = {}
+    for part, path in journal.sealed().items():
+        with suppress(FileNotFoundError):  # merged in this moment
+            times[part] = path.stat().st_mtime
+    if not times:
+        return None, None
+    last = max(times.values())
+    try:
+        began = (journal.folder / LOCK).stat().st_mtime
+    except FileNotFoundError:
+        return None, max(0.0, now - last)
+    rows = sum(stop - start for (start, stop), sealed in times.items() if sealed >= began)
+    return (rows / (last - began) if rows and last > began else None), max(0.0, now - last)
 
 
 def describe(status: dict[str, Any]) -> str:
@@ -50,7 +67,8 @@ def describe(status: dict[str, Any]) -> str:
         return f"{status['output']} is finished"
     share = status["done"] / status["rows"]
     lines = [
-        f"{status['output']}: {status['done']} of {status['rows']} rows ({share:.1%}) in {status['parts']} parts",
+        f"{status['output']}: {status['done']} of {status['rows']} rows ({share:.1%}), "
+        f"{status['parts']} of {status['parts_in_all']} parts",
         f"  {status['catalog']} ({status['layout']}) with {status['bundle']} {status['bundle_sha256'][:12]}, "
         f"{status['engine']} {status['precision']}",
     ]
@@ -60,8 +78,9 @@ def describe(status: dict[str, Any]) -> str:
         lines.append(f"  missing: rows {ranges}{more}; run the same command again (every shard of it)")
     else:
         lines.append(f"  all rows are there; next: specvit-deploy merge {status['output']}")
-    if status["rows_per_second"]:
-        lines.append(
-            f"  {status['rows_per_second']:.0f} rows a second, {status['seconds_left'] / 60:.0f} min to go at this pace"
-        )
+    if status["rows_per_second"] and status["missing"]:
+        left = timedelta(seconds=round(status["seconds_left"]))
+        lines.append(f"  {status['rows_per_second']:.0f} rows a second, {left} to go at this pace")
+    if status["seconds_since_last_part"] is not None:
+        lines.append(f"  the last part was sealed {timedelta(seconds=round(status['seconds_since_last_part']))} ago")
     return "\n".join(lines)

@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy import __version__
 from specvit_deploy.added_noise import add_noise
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Block, Catalog
 from specvit_deploy.formats.rows import Medium
+from specvit_deploy.formats.shards import INDEX
 
 BLOCK = 512
 """Rows read at a time."""
@@ -39,6 +41,8 @@ class Task:
         Path or name, and hash.
     engine, precision, batch, threads
         As resolved, never "auto".
+    engine_description : str
+        Library, its version, device: what computes otherwise may round otherwise.
     fell_back : bool
         Whether the engine stands in for the one that was asked for.
     noise_level, seed : float, int
@@ -57,6 +61,7 @@ class Task:
     precision: str
     batch: int
     threads: int
+    engine_description: str
     fell_back: bool = False
     noise_level: float = 0.0
     seed: int = 0
@@ -69,8 +74,8 @@ class Task:
         return [(start, min(start + self.part, self.rows)) for start in range(0, self.rows, self.part)]
 
     def describe(self) -> dict[str, Any]:
-        """Plain data: what must be equal for a run to go on. Paths and threads may change."""
-        facts = asdict(self) | {"keep": list(self.keep)}
+        """Plain data: what must be equal for a run to go on. Paths may change."""
+        facts = asdict(self) | {"keep": list(self.keep), "version": __version__}
         return {name: value for name, value in facts.items() if name not in ("catalog", "bundle", "threads")}
 
 
@@ -85,20 +90,27 @@ def block_rows(batch: int) -> int:
     return batch * max(1, BLOCK // batch)
 
 
-def identify(path: Path) -> str:
-    """Size and time of change of a file, or of every file of a folder.
+def identify(catalog: Catalog) -> str:
+    """Name, size and time of change of the catalogue's file; of a folder those of its index and all its shards.
 
     Raises
     ------
     SpecVitError
-        If it is gone.
+        If one of them is gone.
     """
+    path = catalog.path
+    files = [path / INDEX, *getattr(catalog.source, "shards", ())] if path.is_dir() else [path]
     try:
-        files = sorted(path.iterdir()) if path.is_dir() else [path]
         states = [(file.name, file.stat()) for file in files]
     except OSError as error:
-        raise SpecVitError(f"{path} cannot be read any more ({error.strerror}); put it back and run again") from None
-    return ", ".join(f"{name} {state.st_size} bytes at {state.st_mtime_ns}" for name, state in states)
+        raise SpecVitError(
+            f"{path} cannot be read any more ({error.strerror}); put it back, then run the same command again"
+        ) from None
+    said = ", ".join(f"{name} {state.st_size} bytes at {state.st_mtime_ns}" for name, state in states)
+    if len(states) == 1:
+        return said
+    size = sum(state.st_size for _, state in states)
+    return f"{path.name} {len(states)} files {size} bytes {hashlib.sha256(said.encode()).hexdigest()[:16]}"
 
 
 class Computer:
@@ -114,7 +126,7 @@ class Computer:
     Raises
     ------
     SpecVitError
-        If bundle, engine or catalogue cannot be opened, or the bundle is another one than the task's.
+        If bundle, engine or catalogue cannot be opened, or bundle or engine is another one than the task's.
     """
 
     def __init__(self, task: Task, estimator: Estimator | None = None) -> None:
@@ -122,6 +134,11 @@ class Computer:
         self.estimator = estimator or Estimator.load(task.bundle, task.engine, task.precision, task.threads, task.batch)
         if self.estimator.bundle.sha256 != task.bundle_sha256:
             raise SpecVitError(f"bundle {task.bundle} changed while it was in use; run again with the one you mean")
+        here = self.estimator.engine.description
+        if here != task.engine_description:
+            raise SpecVitError(
+                f"the run began with {task.engine_description}, here is {here}; use machines of one kind"
+            )
         self.estimator.engine.fell_back = task.fell_back
         grid = self.estimator.bundle.grid
         self.source = Catalog(task.catalog, grid, task.keep, task.velocity, task.medium)
@@ -147,8 +164,11 @@ class Computer:
             tables.append(self.estimator.table(block))
             row += len(block.flux)
             advance(len(block.flux))
-        if identify(Path(task.catalog)) != task.identity:
-            raise SpecVitError(f"{task.catalog} changed while it was read; run again when it is complete")
+        if identify(self.source) != task.identity:
+            raise SpecVitError(
+                f"{task.catalog} changed since the run began; put it back as it was, or remove the parts beside the "
+                "output to start afresh"
+            )
         return np.concatenate(tables)
 
 

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import CancelledError, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
@@ -21,7 +22,9 @@ from specvit_deploy.journal import Journal, Part
 from specvit_deploy.task import Computer, Task
 
 RETRIES = 3
-"""How often a part is tried again on a cluster after its worker died."""
+"""How often work is tried again after its worker died: in a pool without any progress, on a cluster over one part."""
+_AT_WORK = threading.Lock()
+"""Engine and open catalogue of a process serve one thread at a time."""
 
 
 @lru_cache(maxsize=1)
@@ -30,47 +33,71 @@ def _computer(task: Task) -> Computer:
 
 
 def work(task: Task, output: str, start: int, stop: int) -> int:
-    """Compute one part and seal it; the number of its rows. Runs in any process on any machine."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # said once, where the run was planned
-        table = _computer(task)(start, stop)
+    """Compute one part and seal it; the number of its rows. Runs in any process on any machine.
+
+    A part that is sealed already is left alone: a cluster may ask again for what a dead worker had finished.
+    """
     journal = Journal(Path(output))
     journal.check(task.describe())
-    journal.seal(start, stop, table)
+    if not journal.has(start, stop):
+        with _AT_WORK, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # said once, where the run was planned
+            table = _computer(task)(start, stop)
+        journal.seal(start, stop, table)
     return stop - start
 
 
 def run_pool(task: Task, journal: Journal, parts: Sequence[Part], workers: int, advance: Callable[[int], None]) -> None:
     """Compute parts in processes of their own, one engine each.
 
-    A process that dies (out of memory, killed) costs the parts it was at; they are tried again as long as others
-    are finished in between.
+    A process that dies (out of memory, killed) costs the parts that were at work; they are tried again.
 
     Raises
     ------
     SpecVitError
-        What a worker raised, or that workers die without finishing anything.
+        What a worker raised, or that workers died `RETRIES` times without finishing anything.
     """
-    left = list(parts)
+    left, fruitless = dict.fromkeys(parts), 0
     while left:
         before = len(left)
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(min(workers, before), context, initializer=_settle)
         try:
-            futures = {pool.submit(work, task, str(journal.output), *part): part for part in left}
-            for future in as_completed(futures):
-                advance(future.result())
-                left.remove(futures[future])
+            _run_once(task, journal, left, workers, advance)
         except BrokenProcessPool:
-            done = journal.sealed()
-            left = [part for part in left if part not in done]
-            if len(left) == before:
+            for start, stop in [part for part in left if journal.has(*part)]:
+                del left[start, stop]
+                advance(stop - start)
+            fruitless = fruitless + 1 if len(left) == before else 0
+            if fruitless == RETRIES:
                 raise SpecVitError(
-                    "a worker process died before it finished anything (out of memory?); run the same command again "
-                    "with fewer --workers"
+                    "worker processes die before they finish anything (out of memory? from a script: is the call under "
+                    "'if __name__ == \"__main__\":'?); run the same command again with fewer workers"
                 ) from None
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _run_once(
+    task: Task, journal: Journal, left: dict[Part, None], workers: int, advance: Callable[[int], None]
+) -> None:
+    """Compute what is left with one pool, and strike it off; whatever happens, parts at work are finished first."""
+    pool = ProcessPoolExecutor(min(workers, len(left)), multiprocessing.get_context("spawn"), initializer=_settle)
+    try:
+        with _interrupt_kept_from_children():
+            futures = {pool.submit(work, task, str(journal.output.absolute()), *part): part for part in left}
+        for future in as_completed(futures):
+            rows = future.result()
+            del left[futures[future]]
+            advance(rows)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+@contextmanager
+def _interrupt_kept_from_children() -> Iterator[None]:
+    """Start processes that Ctrl-C does not reach, from their first instruction on; it is the parent's."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _settle() -> None:
@@ -96,41 +123,52 @@ def run_cluster(
     Raises
     ------
     SpecVitError
-        What a worker raised, or that its workers died `RETRIES` times over one part.
+        What a worker raised, that workers died `RETRIES` times over one part, or that the scheduler is gone.
     """
     with dask_client(cluster, workers) as client:
-        distributed: Any = import_module("dask.distributed")
-        futures = [client.submit(work, task, str(journal.output), *part, pure=False, retries=RETRIES) for part in parts]
-        for future in distributed.as_completed(futures):
-            try:
+        distributed: Any = import_module("distributed")
+        place = str(journal.output.absolute())
+        futures = [client.submit(work, task, place, *part, pure=False, retries=RETRIES) for part in parts]
+        try:
+            for future in distributed.as_completed(futures):
                 advance(future.result())
-            except distributed.KilledWorker:
-                raise SpecVitError(
-                    f"workers of {cluster} died {RETRIES} times over one part (out of memory?); give them more memory "
-                    "and run the same command again"
-                ) from None
+        except distributed.KilledWorker:
+            raise SpecVitError(
+                f"workers of {cluster} died {RETRIES} times over one part (out of memory?); give them more memory "
+                "and run the same command again: it goes on where it stopped"
+            ) from None
+        except CancelledError:
+            raise SpecVitError(
+                f"the scheduler of {cluster} is gone; run the same command again: it goes on where it stopped"
+            ) from None
 
 
 @contextmanager
 def dask_client(cluster: str, workers: int) -> Iterator[Any]:
-    """Open a client of a Dask cluster with one thread a worker; a cluster that was started for it ends with it."""
+    """Open a client of a Dask cluster; one that is started for it has one thread a worker and ends with it.
+
+    Raises
+    ------
+    SpecVitError
+        If Dask is not installed, there is no scheduler at that address, or Slurm cannot be asked.
+    """
     try:
-        distributed: Any = import_module("dask.distributed")  # its types are half-declared
+        distributed: Any = import_module("distributed")  # its types are half-declared
+        jobqueue: Any = import_module("dask_jobqueue") if cluster == "slurm" else None
     except ModuleNotFoundError:
-        raise missing_extra("--cluster", "cluster") from None
+        raise missing_extra(f"--cluster {cluster}", "cluster") from None
     made: Any = None
-    if cluster == "local":
-        made = distributed.LocalCluster(n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None)
-    elif cluster == "slurm":
-        try:
-            jobqueue: Any = import_module("dask_jobqueue")
-        except ModuleNotFoundError:
-            raise missing_extra("--cluster slurm", "cluster") from None
-        made = jobqueue.SLURMCluster(cores=1, processes=1)  # memory, queue and walltime: the site's jobqueue.yaml
-        made.scale(jobs=workers)
     try:
+        if cluster == "local":
+            made = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+            )
+        elif cluster == "slurm":
+            made = _slurm(jobqueue, workers)
         client = distributed.Client(made or cluster, timeout="30s")
     except (OSError, ValueError) as error:
+        if made is not None:
+            made.close()
         raise SpecVitError(f"no Dask scheduler at {cluster} ({error}); give local, slurm or its address") from None
     try:
         yield client
@@ -138,3 +176,15 @@ def dask_client(cluster: str, workers: int) -> Iterator[Any]:
         client.close()
         if made is not None:
             made.close()
+
+
+def _slurm(jobqueue: Any, workers: int) -> Any:
+    """Ask Slurm for workers of one core each; memory, queue and time are the site's, in jobqueue.yaml."""
+    if shutil.which("sbatch") is None:
+        raise SpecVitError("there is no sbatch here; run on a machine that submits to Slurm, or use --cluster local")
+    try:
+        made = jobqueue.SLURMCluster(cores=1, processes=1)
+    except ValueError as error:
+        raise SpecVitError(f"Slurm needs to be told more ({error}); say it in ~/.config/dask/jobqueue.yaml") from None
+    made.scale(jobs=workers)
+    return made
