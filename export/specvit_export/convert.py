@@ -125,7 +125,7 @@ def write_openvino(
     file = folder / f"{form}.xml"
     if not file.exists():
         log(f"convert    {form}: OpenVINO {ov.__version__.split('-')[0]}")
-        ov.save_model(ov.convert_model(graph), file, compress_to_fp16=False)
+        ov.save_model(ov.Core().read_model(graph), file, compress_to_fp16=False)
 
     def load(batch: int | None) -> Runs:
         return OpenVinoEngine(file, precision, 1, batch or 32)

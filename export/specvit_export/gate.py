@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -61,7 +61,7 @@ def check_bundle(bundle: Bundle, reference: Reference, log: Callable[[str], None
     for choice in available(bundle):
         if choice.engine not in ENGINES or choice.reason is not None:
             continue
-        load = partial(_load, bundle, choice)
+        load = cache(partial(_load, bundle, choice))
         try:
             found = check_engine(reference, load, choice.precision, choice.pair)
         except SpecVitError as error:
