@@ -61,6 +61,11 @@ OPTIONAL = {
         "export",  # for bare ONNX files alone
         "Say what a bundle or an ONNX file holds and what can run it here.",
     ),
+    "report": Optional(
+        "specvit_deploy.report_command:report",
+        "fits",  # for results and catalogues in FITS alone
+        "Draw what a result file holds as one HTML page.",
+    ),
     "triton": Optional("specvit_export.triton:triton", "export", "Write a model repository for the Triton server."),
 }
 DEMO_ROWS = 500
