@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -212,6 +213,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
     ) | {"command": about["command"], "format": form, "schema": schema}  # the command of the run, not of `merge`
     whole = journal.folder / output.name
     try:
+        _try_room(whole, journal)
         with (
             whole_file(whole) as temporary,
             open_writer(temporary, form, journal.rows, attributes, schema) as writer,
@@ -227,6 +229,25 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
         ) from None
     journal.remove()
     return output
+
+
+def _try_room(whole: Path, journal: Journal) -> None:
+    """Take the room that the result needs, once, and give it back: HDF5 does not survive a disk that fills up.
+
+    Raises
+    ------
+    OSError
+        If there is not enough: disk full, quota, limit on the size of a file.
+    """
+    need = sum(path.stat().st_size for path in journal.sealed().values()) * 5 // 4  # its texts take more than ours
+    try:
+        with whole.open("wb") as stream:
+            os.posix_fallocate(stream.fileno(), 0, need)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+    finally:
+        whole.unlink(missing_ok=True)
 
 
 def _to_disk(folder: Path) -> None:
@@ -249,7 +270,11 @@ def check_output(path: Path, catalog: Path | None = None) -> None:
     """
     if catalog is not None and path.resolve() == catalog.resolve():
         raise SpecVitError(f"{path} is the catalogue itself; choose another output with -o")
-    if path.exists() and not is_result(path):
+    try:
+        is_foreign = path.exists() and not is_result(path)
+    except PermissionError as error:
+        raise SpecVitError(f"{path} cannot be looked at ({error.strerror}); choose another output with -o") from None
+    if is_foreign:
         raise SpecVitError(f"{path} exists and is not a result file; choose another output with -o")
 
 

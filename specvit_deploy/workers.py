@@ -23,6 +23,8 @@ from specvit_deploy.task import Computer, Task
 
 RETRIES = 3
 """How often work is tried again after its worker died: in a pool without any progress, on a cluster over one part."""
+PATIENCE = "30s"
+"""How long a scheduler is tried to be reached."""
 _AT_WORK = threading.Lock()
 """Engine and open catalogue of a process serve one thread at a time."""
 
@@ -130,7 +132,7 @@ def run_cluster(
         place = str(journal.output.absolute())
         futures = [client.submit(work, task, place, *part, pure=False, retries=RETRIES) for part in parts]
         try:
-            for future in distributed.as_completed(futures):
+            for future in distributed.as_completed(futures, loop=client.loop):  # the caller may have a client too
                 advance(future.result())
         except distributed.KilledWorker:
             raise SpecVitError(
@@ -165,7 +167,7 @@ def dask_client(cluster: str, workers: int) -> Iterator[Any]:
             )
         elif cluster == "slurm":
             made = _slurm(jobqueue, workers)
-        client = distributed.Client(made or cluster, timeout="30s")
+        client = distributed.Client(made or cluster, timeout=PATIENCE)
     except (OSError, ValueError) as error:
         if made is not None:
             made.close()
