@@ -7,6 +7,8 @@ from importlib.resources import files
 from pathlib import Path
 from string import Template
 
+import numpy as np
+
 from specvit_deploy import report_figures as figures
 from specvit_deploy import report_words as words
 from specvit_deploy.atomic import check_outputs, whole_file
@@ -63,9 +65,12 @@ def write_report(
     if statistics.valid:
         body += [
             _pair(figures.log_g_figure(statistics), figures.error_figure(statistics)),
-            figures.limit_figure(statistics),
-            _pair(figures.efficiency_figure(statistics), figures.snr_figure(statistics)),
         ]
+        if np.isfinite(statistics.by_snr["log_g_err"].quantile(0.5)).any():
+            body += [
+                figures.limit_figure(statistics),
+                _pair(figures.efficiency_figure(statistics), figures.snr_figure(statistics)),
+            ]
     body += [figures.sky_figure(sky)] if sky is not None else []
     body += [words.worst_table(statistics.worst, len(fits))]
     body += [spectrum_card(row, fit) for row, fit in zip(worst, fits, strict=True)]

@@ -28,7 +28,7 @@ def log_g_figure(statistics: Statistics) -> str:
     """Distribution of log g."""
 
     def draw(width: float, kind: str) -> str:
-        frame = plot(width, 280, (1.0, 5.0), (0.0, 1.02 * max(int(statistics.log_g.max()), 1)))
+        frame = plot(width, 280, (1.0, 5.0), (0.0, 1.02 * max(int(statistics.log_g.max()), 4)))
         low, high = frame.x([2.5, 3.5])
         parts = [f'<path class="kind-band" d="M{low:.1f} 8H{high:.1f}V{frame.y.start:.1f}H{low:.1f}Z"/>']
         for start, stop, name in KINDS:
@@ -48,7 +48,7 @@ def error_figure(statistics: Statistics) -> str:
     edges, error, bound = edges[first : last + 1], error[first:last], bound[first:last]
 
     def draw(width: float, kind: str) -> str:
-        top = 1.08 * max(int(error.max()), int(bound.max()), 1)
+        top = 1.08 * max(int(error.max()), int(bound.max()), 4)
         frame = plot(width, 280, (edges[0], edges[-1]), (0.0, top), log_x=True)
         outline = np.repeat(edges, 2)[1:-1]
         parts = [
@@ -117,7 +117,7 @@ def snr_figure(statistics: Statistics) -> str:
     edges, counts = SNR_EDGES[first : last + 1], statistics.snr[first:last]
 
     def draw(width: float, kind: str) -> str:
-        frame = plot(width, 280, (edges[0], edges[-1]), (0.0, 1.08 * max(int(counts.max()), 1)), log_x=True)
+        frame = plot(width, 280, (edges[0], edges[-1]), (0.0, 1.08 * max(int(counts.max()), 4)), log_x=True)
         parts = [frame.axes("median S/N per pixel", "spectra", _short), frame.steps(edges, counts)]
         return svg(width, 280, "".join(parts), kind, "Histogram of S/N")
 
@@ -134,7 +134,7 @@ def sky_figure(sky: SkyMap) -> str:
         height, half = 30 + scale * sky.height + bottom, room / scale / 2
         x = Scale(-half, half, left, width - 8)
         frame = Plot(width, height, x, Scale(-sky.height / 2, sky.height / 2, height - bottom, 30))
-        parts = [_whole_sky(frame, sky) if sky.whole else _plane(frame, sky), _cells(frame, sky)]
+        parts = [_cells(frame, sky), _whole_sky(frame, sky)] if sky.whole else [_plane(frame, sky), _cells(frame, sky)]
         return svg(width, height, "".join(parts), kind, f"Map of the sky with {sky.rows} spectra")
 
     top = int(sky.counts.max())
@@ -211,7 +211,7 @@ def _whole_sky(frame: Plot, sky: SkyMap) -> str:
     out += [frame.line(*points, "grid") for points in parallels]
     for hour in (60, 120, 180, 240, 300):
         x, y = sky.project(np.array([float(hour)]), np.array([0.0]))
-        out.append(text(float(frame.x(x[0])), float(frame.y(y[0])) + 15, f"{hour}°", anchor="middle"))
+        out.append(text(float(frame.x(x[0])), float(frame.y(y[0])) + 15, f"{hour}°", "over", "middle"))
     return "".join(out)
 
 

@@ -9,21 +9,24 @@ from specvit_deploy.quality import FATAL, Quality
 from specvit_deploy.report_statistics import LOG_G_EDGES, SNR_EDGES, Statistics, quantile_of_bins
 
 MEANINGS = {
-    Quality.NO_DATA: "fewer than 256 good pixels: no result",
-    Quality.BAD_ERROR: "flux is there, its errors are unusable: no result",
-    Quality.PARTIAL_COVERAGE: "fewer than half of the pixels are good",
-    Quality.LOW_SNR: "S/N below that of training",
-    Quality.HIGH_SNR: "S/N above that of training",
-    Quality.LABEL_EDGE: "a label at the edge of its range: the truth may be outside",
-    Quality.POOR_FIT: "χ² beyond what training spectra show at this S/N",
-    Quality.OUT_OF_DISTRIBUTION: "unlike the spectra of training",
-    Quality.NOT_FLUX_CALIBRATED: "flux in counts",
-    Quality.RESAMPLED: "brought to the instrument's pixels",
-    Quality.VELOCITY_UNKNOWN: "no radial velocity was given",
-    Quality.UPSTREAM_FLAG: "the survey itself marks the spectrum as bad",
-    Quality.NEGATIVE_FLUX: "the median flux is not positive",
-    Quality.ENGINE_FALLBACK: "not computed by the engine that was asked for",
+    "NO_DATA": "fewer than 256 good pixels: no result",
+    "BAD_ERROR": "flux is there, its errors are unusable: no result",
+    "PARTIAL_COVERAGE": "fewer than half of the pixels are good",
+    "LOW_SNR": "S/N below that of training",
+    "HIGH_SNR": "S/N above that of training",
+    "LABEL_EDGE": "a label at the edge of its range: the truth may be outside",
+    "POOR_FIT": "χ² beyond what training spectra show at this S/N",
+    "OUT_OF_DISTRIBUTION": "unlike the spectra of training",
+    "NOT_FLUX_CALIBRATED": "flux in counts",
+    "RESAMPLED": "brought to the instrument's pixels",
+    "VELOCITY_UNKNOWN": "no radial velocity was given",
+    "UPSTREAM_FLAG": "the survey itself marks the spectrum as bad",
+    "NEGATIVE_FLUX": "the median flux is not positive",
+    "ENGINE_FALLBACK": "not computed by the engine that was asked for",
+    "BROAD_LSF": "lines broader than the instrument's",
+    "UNFAMILIAR_NOISE": "errors without the instrument's sky lines: log g and its error are in doubt",
 }
+"""Quality bit -> what it says, in the words of a reader."""
 NAMES = {
     "bundle_sha256": "SHA-256 of the bundle", "catalog": "catalogue", "catalog_identity": "state of the catalogue",
     "noise_level": "noise added, in errors", "noise_seed": "seed of that noise", "engine_description": "engine in full",
@@ -41,7 +44,8 @@ def lead(statistics: Statistics, attributes: dict[str, Any]) -> str:
     """The sentence under it."""
     model = f"{attributes.get('bundle', '')}, told {attributes.get('scenario', '')}"
     date = str(attributes.get("date", ""))[:10]
-    return f"{statistics.rows:,} spectra, {statistics.valid:,} with log g, by the model {model}, on {date}."
+    spectra = "spectrum" if statistics.rows == 1 else "spectra"
+    return f"{statistics.rows:,} {spectra}, {statistics.valid:,} with log g, by the model {model}, on {date}."
 
 
 def summary(statistics: Statistics, attributes: dict[str, Any]) -> str:
@@ -87,7 +91,9 @@ def remarks(statistics: Statistics) -> str:
     for bit, count in statistics.bits.items():
         if count:
             grave = "grave" if bit & FATAL else "remark"
-            lines.append(_remark(grave, str(bit.name), f"{MEANINGS[bit]} (bit {bit.value})", count, statistics.rows))
+            lines.append(
+                _remark(grave, str(bit.name), f"{MEANINGS[str(bit.name)]} (bit {bit.value})", count, statistics.rows)
+            )
     absent = [str(bit.name) for bit, count in statistics.bits.items() if not count]
     note = f'<p class="small">On no spectrum: {escape(", ".join(absent))}.</p>' if absent else ""
     names = "".join(f'<th scope="col">{name}</th>' for name in ("remark", "spectra", "share"))
@@ -126,6 +132,7 @@ def worst_table(worst: list[dict[str, Any]], drawn: int) -> str:
 def provenance_card(attributes: dict[str, Any], file: str) -> str:
     """The card with all attributes of the file."""
     facts = {"file": file, **attributes}
+    facts.pop("run", None)  # says the rest once more, for machines
     lines = "".join(
         f'<tr><th scope="row">{escape(NAMES.get(name, name.replace("_", " ")))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in facts.items()

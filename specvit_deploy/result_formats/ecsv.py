@@ -21,38 +21,29 @@ class FileWriter:
 
     def __init__(self, path: Path, rows: int, attributes: dict[str, Any]) -> None:
         self.stream = path.open("w", encoding="utf-8", newline="")
-        self.attributes, self.header = attributes, ""
+        self.attributes = attributes
 
     def begin(self, columns: Sequence[Column], dtypes: Sequence[np.dtype[Any]]) -> None:
-        """Write the header."""
-        self.columns = list(columns)
-        self.dtypes = [np.dtype("U1") if dtype.kind == "O" else dtype for dtype in dtypes]
-        self.header = self._text([np.zeros(0, dtype) for dtype in self.dtypes])
-        self.stream.write(self.header)
-
-    def append(self, block: dict[str, NDArray[Any]]) -> None:
-        """Append rows: the text of a table of them, without its header."""
-        text = self._text(
-            [np.asarray(values, "U") if values.dtype.kind == "O" else values for values in block.values()]
-        )
-        assert text.startswith(self.header)
-        self.stream.write(text[len(self.header) :])
-
-    def _text(self, values: Sequence[NDArray[Any]]) -> str:
+        """Write the header: that of a table without rows."""
         from astropy.table import Column as TableColumn
         from astropy.table import Table
 
         table = Table(meta=self.attributes)
-        for column, array in zip(self.columns, values, strict=True):
+        for column, dtype in zip(columns, dtypes, strict=True):
             table[column.name] = TableColumn(
-                array,
+                np.zeros(0, "U1" if dtype.kind == "O" else dtype),
                 unit=column.unit or None,
                 description=column.description,
                 meta={"ucd": column.ucd} if column.ucd else None,
             )
         text = io.StringIO()
         table.write(text, format="ascii.ecsv")
-        return text.getvalue()
+        self.stream.write(text.getvalue())
+
+    def append(self, block: dict[str, NDArray[Any]]) -> None:
+        """Append rows: numbers as short as they can be, texts in quotes."""
+        written = [_quoted(values) if values.dtype.kind == "O" else values.astype("U") for values in block.values()]
+        self.stream.writelines(" ".join(row) + "\n" for row in zip(*written, strict=True))
 
     def finish(self) -> None:
         """Nothing is left to do."""
@@ -96,6 +87,11 @@ class FileReader:
 
     def close(self) -> None:
         """No file is held open."""
+
+
+def _quoted(values: NDArray[Any]) -> list[str]:
+    doubled = (value.replace('"', '""') for value in values)
+    return [f'"{value}"' for value in doubled]
 
 
 def _parsed(values: list[str], dtype: np.dtype[Any]) -> NDArray[Any]:

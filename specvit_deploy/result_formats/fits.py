@@ -24,7 +24,7 @@ CARDS = {
     "catalog_identity": "CATIDENT", "layout": "LAYOUT", "rows": "NROWS", "engine": "ENGINE",
     "engine_description": "ENGDESC", "precision": "PRECISIO", "batch": "BATCH", "noise_level": "NOISELEV",
     "noise_seed": "NOISSEED", "velocity": "VELOCITY", "medium": "MEDIUM", "rows_per_second": "ROWSPSEC",
-    "schema": "SCHEMA", "creator": "CREATOR", "command": "COMMAND", "date": "DATE",
+    "schema": "SCHEMA", "format": "FORMAT", "run": "RUN", "creator": "CREATOR", "command": "COMMAND", "date": "DATE",
 }  # fmt: skip
 """Attribute -> keyword of its card; others go by the first letters of their name."""
 EXTENSION = "LOG_G"

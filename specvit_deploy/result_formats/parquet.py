@@ -32,7 +32,8 @@ class FileWriter:
     """See `specvit_deploy.result_formats.Writer`."""
 
     def __init__(self, path: Path, rows: int, attributes: dict[str, Any]) -> None:
-        self.path, self.attributes, self.file = path, attributes, None
+        self.path, self.attributes = path, attributes
+        self.file: Any = None
 
     def begin(self, columns: Sequence[Column], dtypes: Sequence[np.dtype[Any]]) -> None:
         """Write the schema."""
@@ -50,9 +51,8 @@ class FileWriter:
         metadata = {
             **{name: str(value) for name, value in self.attributes.items()},
             PANDAS: json.dumps(self.attributes),
-            f"{VOTABLE}.version": "1.0",
-            f"{VOTABLE}.content": votable(columns, dtypes, self.attributes),
         }
+        self.columns, self.dtypes = list(columns), list(dtypes)
         self.schema = pyarrow.schema(fields, metadata=metadata)
         self.file = pyarrow.parquet.ParquetWriter(self.path, self.schema, compression="zstd")
 
@@ -63,10 +63,16 @@ class FileWriter:
         arrays = [
             pyarrow.array(values, type=field.type) for values, field in zip(block.values(), self.schema, strict=True)
         ]
-        self.file.write_table(pyarrow.Table.from_arrays(arrays, schema=self.schema))  # type: ignore[attr-defined]
+        self.file.write_table(pyarrow.Table.from_arrays(arrays, schema=self.schema))
+        for i, values in enumerate(block.values()):
+            if values.dtype.kind == "O":
+                wide = np.dtype(f"U{max(map(len, values)) or 1}")
+                self.dtypes[i] = wide if self.dtypes[i].kind == "O" else max(self.dtypes[i], wide)
 
     def finish(self) -> None:
-        """Closing completes the file."""
+        """Add the VOTable, whose texts have the lengths that were seen; closing completes the file."""
+        content = votable(self.columns, self.dtypes, self.attributes)
+        self.file.add_key_value_metadata({f"{VOTABLE}.version": "1.0", f"{VOTABLE}.content": content})
 
     def close(self) -> None:
         """Write the footer."""
@@ -113,9 +119,10 @@ def votable(columns: Sequence[Column], dtypes: Sequence[np.dtype[Any]], attribut
             table, "PARAM", {"name": name, "datatype": "unicodeChar", "arraysize": "*", "value": str(value)}
         )
     for column, dtype in zip(columns, dtypes, strict=True):
-        kind = (
-            {"datatype": "unicodeChar", "arraysize": "*"} if dtype.kind == "O" else {"datatype": TYPES[dtype.str[1:]]}
-        )
+        if dtype.kind in "OU":
+            kind = {"datatype": "unicodeChar", "arraysize": str(max(dtype.itemsize // 4, 1))}
+        else:
+            kind = {"datatype": TYPES[dtype.str[1:]]}
         described = {key: value for key, value in (("unit", column.unit), ("ucd", column.ucd)) if value}
         field = ElementTree.SubElement(table, "FIELD", {"name": column.name, **kind, **described})
         ElementTree.SubElement(field, "DESCRIPTION").text = column.description
