@@ -14,6 +14,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from functools import lru_cache
 from importlib import import_module
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,7 @@ def _run_once(
 @contextmanager
 def _interrupt_kept_from_children() -> Iterator[None]:
     """Start processes that Ctrl-C does not reach, from their first instruction on; it is the parent's."""
+    resource_tracker.ensure_running()  # its own start would let the signal through again
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         yield
@@ -162,9 +164,10 @@ def dask_client(cluster: str, workers: int) -> Iterator[Any]:
     made: Any = None
     try:
         if cluster == "local":
-            made = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
-            )
+            with _interrupt_kept_from_children():
+                made = distributed.LocalCluster(
+                    n_workers=workers, threads_per_worker=1, processes=True, dashboard_address=None
+                )
         elif cluster == "slurm":
             made = _slurm(jobqueue, workers)
         client = distributed.Client(made or cluster, timeout=PATIENCE)
