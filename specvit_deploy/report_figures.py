@@ -145,15 +145,12 @@ def sky_figure(sky: SkyMap) -> str:
 def _cells(frame: Plot, sky: SkyMap) -> str:
     ny, nx = sky.counts.shape
     shade = _shade(sky.counts)
-    left, right = frame.x([-sky.width / 2, sky.width / 2])
-    dx, dy = (right - left) / nx, (frame.y.start - frame.y.end) / ny
+    x = np.round(np.linspace(*frame.x([-sky.width / 2, sky.width / 2]), nx + 1), 1)  # neighbours share their edge
+    y = np.round(np.linspace(frame.y.start, frame.y.end, ny + 1), 1)
     out = []
     for level in range(1, SHADES + 1):
         i, j = np.nonzero(shade == level)
-        squares = "".join(
-            f"M{left + b * dx:.1f} {frame.y.start - (a + 1) * dy:.1f}h{dx:.1f}v{dy:.1f}h{-dx:.1f}z"
-            for a, b in zip(i, j, strict=True)
-        )
+        squares = "".join(f"M{x[b]:g} {y[a]:g}V{y[a + 1]:g}H{x[b + 1]:g}V{y[a]:g}z" for a, b in zip(i, j, strict=True))
         if squares:
             out.append(f'<path class="cell-{level}" d="{squares}"/>')
     return "".join(out)
