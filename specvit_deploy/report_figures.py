@@ -145,8 +145,9 @@ def sky_figure(sky: SkyMap) -> str:
 def _cells(frame: Plot, sky: SkyMap) -> str:
     ny, nx = sky.counts.shape
     shade = _shade(sky.counts)
-    x = np.round(np.linspace(*frame.x([-sky.width / 2, sky.width / 2]), nx + 1), 1)  # neighbours share their edge
-    y = np.round(np.linspace(frame.y.start, frame.y.end, ny + 1), 1)
+    left, right = float(frame.x(-sky.width / 2)), float(frame.x(sky.width / 2))
+    x = np.linspace(left, right, nx + 1).round(1)  # neighbours share their edge
+    y = np.linspace(frame.y.start, frame.y.end, ny + 1).round(1)
     out = []
     for level in range(1, SHADES + 1):
         i, j = np.nonzero(shade == level)
