@@ -190,6 +190,10 @@ def _slurm(jobqueue: Any, workers: int) -> Any:
     try:
         made = jobqueue.SLURMCluster(cores=1, processes=1)
     except ValueError as error:
-        raise SpecVitError(f"Slurm needs to be told more ({error}); say it in ~/.config/dask/jobqueue.yaml") from None
-    made.scale(jobs=workers)
+        said = str(error).split(", for example")[0]
+        raise SpecVitError(
+            f"Slurm needs to be told more ({said}); say it in ~/.config/dask/jobqueue.yaml, or in the environment: "
+            "DASK_JOBQUEUE__SLURM__MEMORY=2GiB"
+        ) from None
+    made.adapt(minimum_jobs=workers, maximum_jobs=workers)  # jobs that end, as their time is up, are replaced
     return made
