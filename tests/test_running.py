@@ -197,6 +197,7 @@ def test_a_run_that_is_killed_again_and_again_ends_in_the_same_columns(
         found = seals(output)
         assert found.items() >= kept.items(), "a sealed part was written again"
         kept = found
+    assert kept, "no kill came in time"
     if not output.exists():
         rest: list[int] = []
         sv.predict(stars, output, **WITH, start=rest.append)
