@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.labels import LABEL_BOX
+from specvit_deploy.outliers import excess_chi2
 
 MIN_GOOD_PIXELS = 256
 """A row with fewer good pixels has no result."""
@@ -28,14 +29,16 @@ class Quality(IntFlag):
     LOW_SNR = 8  #: median S/N below the training domain
     HIGH_SNR = 16  #: median S/N above the training domain
     LABEL_EDGE = 32  #: a label lies in the outer 2 % of its range: the truth may be outside
-    POOR_FIT = 64  #: chi2 of the best model exceeds what training spectra show
-    OUT_OF_DISTRIBUTION = 128  #: the network's features are unlike those of training spectra
+    POOR_FIT = 64  #: chi2 of the best model exceeds what all but 1 in 200 training spectra show at this S/N
+    OUT_OF_DISTRIBUTION = 128  #: the network's features are farther out than those of all but 1 in 200
     NOT_FLUX_CALIBRATED = 256  #: input in counts
     RESAMPLED = 512  #: flux was resampled to the instrument grid
     VELOCITY_UNKNOWN = 1024  #: no radial velocity was given
     UPSTREAM_FLAG = 2048  #: the survey itself marks the row as bad
     NEGATIVE_FLUX = 4096  #: the median flux is not positive
     ENGINE_FALLBACK = 8192  #: not the requested engine
+    BROAD_LSF = 16384  #: the survey's line spread is broader than the instrument's
+    UNFAMILIAR_NOISE = 32768  #: the errors do not show the instrument's sky lines: log_g and its error are in doubt
 
 
 FATAL = Quality.NO_DATA | Quality.BAD_ERROR
@@ -50,16 +53,16 @@ class Domain:
     snr : (float, float)
         Median S/N per pixel.
     chi2_snr, chi2_reduced : tuple of float
-        Median S/N and the largest chi2 seen there on training spectra (99.9th percentile), interpolated between: the
-        brighter a star, the more chi2 shows of the distance between estimate and truth.
-    latent_distance : float
-        Largest latent distance seen on training spectra (99.9th percentile).
+        Median S/N, and the limit there of chi2 of a row without bad pixels, interpolated between: the brighter a star,
+        the more chi2 shows of the distance between estimate and truth. With fewer pixels the limit is further from 1.
+    latent_distance : tuple of float, or float
+        Limit of the latent distance at the same S/N, or at any.
     """
 
     snr: tuple[float, float]
     chi2_snr: tuple[float, ...]
     chi2_reduced: tuple[float, ...]
-    latent_distance: float
+    latent_distance: tuple[float, ...] | float
 
 
 def assess(
@@ -88,6 +91,8 @@ def assess(
     few = n_good < MIN_GOOD_PIXELS
     low, width = np.asarray(LABEL_BOX.low), np.subtract(LABEL_BOX.high, LABEL_BOX.low)
     position = (labels - low) / width
+    excess = excess_chi2(estimate["chi2_reduced"], n_good, pixels)
+    farthest = np.broadcast_to(domain.latent_distance, len(domain.chi2_snr))
     conditions = {
         Quality.NO_DATA: few & (flux_pixels < MIN_GOOD_PIXELS),
         Quality.BAD_ERROR: few & (flux_pixels >= MIN_GOOD_PIXELS),
@@ -95,8 +100,8 @@ def assess(
         Quality.LOW_SNR: snr < domain.snr[0],
         Quality.HIGH_SNR: snr > domain.snr[1],
         Quality.LABEL_EDGE: ((position < EDGE) | (position > 1.0 - EDGE)).any(axis=1),
-        Quality.POOR_FIT: estimate["chi2_reduced"] > np.interp(snr, domain.chi2_snr, domain.chi2_reduced),
-        Quality.OUT_OF_DISTRIBUTION: estimate["latent_distance"] > domain.latent_distance,
+        Quality.POOR_FIT: excess > np.interp(snr, domain.chi2_snr, np.subtract(domain.chi2_reduced, 1.0)),
+        Quality.OUT_OF_DISTRIBUTION: estimate["latent_distance"] > np.interp(snr, domain.chi2_snr, farthest),
         Quality.NEGATIVE_FLUX: snr <= 0,
     }
     bits = np.zeros(len(n_good), np.int32)

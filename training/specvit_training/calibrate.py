@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,6 +11,7 @@ from specvit_deploy.labels import LOG_G
 from specvit_deploy.quality import Domain, median_snr
 from specvit_deploy.recipe import Recipe
 from specvit_training.estimator import LATENT, Estimator
+from specvit_training.outlier_calibration import fit_limits
 
 
 def calibration_recipe(scenario: str, n: int = 60_000) -> Recipe:
@@ -25,7 +24,8 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> tuple[Domain, Calibration
     """Fill the estimator's calibration and latent whitening; return its training domain and the fitted calibration.
 
     z = (truth - prediction) / spread of log g is calibrated over (S/N, predicted log g) and made conformal by class of
-    S/N: `specvit_deploy.calibration.fit_calibration`.
+    S/N: `specvit_deploy.calibration.fit_calibration`. One star in a hundred is beyond the limits of chi2 or latent
+    distance: `specvit_training.outlier_calibration.fit_limits`.
     """
     estimator.eval()
     columns: list[tuple[Tensor, ...]] = []
@@ -36,9 +36,11 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> tuple[Domain, Calibration
         out = estimator.conclude(prepared, features)
         truth = torch.from_numpy(labels[:, LOG_G])
         z = (truth - out.labels[:, LOG_G]) / out.label_sigma[:, LOG_G]
-        columns.append((prepared.network.log_snr[:, 0], out.labels[:, LOG_G], z, out.chi2_reduced, features))
+        columns.append(
+            (prepared.network.log_snr[:, 0], out.labels[:, LOG_G], z, out.chi2_reduced, out.n_good, features)
+        )
         snr.append(median_snr(flux, error))
-    log_snr, log_g, z, chi2, features = (torch.cat(column) for column in zip(*columns, strict=True))
+    log_snr, log_g, z, chi2, n_good, features = (torch.cat(column) for column in zip(*columns, strict=True))
     calibration = fit_calibration(log_snr.numpy(), log_g.numpy(), z.numpy())
     estimator.calibration.take(calibration)
     center = features.double().mean(0)
@@ -48,12 +50,13 @@ def calibrate(estimator: Estimator, recipe: Recipe) -> tuple[Domain, Calibration
     distance = ((features - estimator.latent_mean) @ estimator.latent_whitening).square().mean(1).sqrt()
     all_snr = np.concatenate(snr)
     low, high = np.percentile(all_snr, [0.1, 99.9])
-    octiles = np.quantile(all_snr, np.linspace(0, 1, 9))
-    cells = [(all_snr >= a) & (all_snr <= b) for a, b in itertools.pairwise(octiles)]
+    nodes, chi2_limit, farthest = fit_limits(
+        all_snr, chi2.numpy(), n_good.numpy(), distance.numpy(), len(estimator.preparation.mean)
+    )
     domain = Domain(
         snr=(float(low), float(high)),
-        chi2_snr=tuple(float(np.median(all_snr[cell])) for cell in cells),
-        chi2_reduced=tuple(float(np.quantile(chi2.numpy()[cell], 0.999)) for cell in cells),
-        latent_distance=float(np.quantile(distance.numpy(), 0.999)),
+        chi2_snr=tuple(nodes.tolist()),
+        chi2_reduced=tuple(chi2_limit.tolist()),
+        latent_distance=tuple(farthest.tolist()),
     )
     return domain, calibration
