@@ -71,6 +71,7 @@ def assess(
     snr: NDArray[np.float32],
     pixels: int,
     domain: Domain,
+    unfamiliar: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """Quality bits of N rows.
 
@@ -86,6 +87,8 @@ def assess(
         Pixels of a row.
     domain : Domain
         Of the bundle.
+    unfamiliar : (N,) bool array, optional
+        Rows whose noise is (`specvit_deploy.outliers.unfamiliar_noise`).
     """
     n_good, labels = estimate["n_good"], estimate["labels"]
     few = n_good < MIN_GOOD_PIXELS
@@ -103,6 +106,7 @@ def assess(
         Quality.POOR_FIT: excess > np.interp(snr, domain.chi2_snr, np.subtract(domain.chi2_reduced, 1.0)),
         Quality.OUT_OF_DISTRIBUTION: estimate["latent_distance"] > np.interp(snr, domain.chi2_snr, farthest),
         Quality.NEGATIVE_FLUX: snr <= 0,
+        Quality.UNFAMILIAR_NOISE: np.zeros(len(few), bool) if unfamiliar is None else unfamiliar,
     }
     bits = np.zeros(len(n_good), np.int32)
     for flag, rows in conditions.items():
