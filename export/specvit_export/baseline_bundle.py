@@ -26,6 +26,7 @@ from specvit_training.vit import ViT
 
 from specvit_deploy.bundle import MANIFEST, Bundle, file_sha256, load_bundle
 from specvit_deploy.emulator import default_emulator
+from specvit_deploy.engines import ENGINES, available
 from specvit_deploy.engines.onnxruntime import BATCH, OnnxRuntimeEngine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.noise import default_noise_model
@@ -184,7 +185,8 @@ def check_trees(bundle: Bundle, reference: Reference, log: Callable[[str], None]
     log(summary(pair, found))
     report = {**said, "versions": versions(), "cpu": processor(), **found}
     report["ms_per_spectrum"] = times_of({pair: load(None)}, reference.test)[pair]
-    return Verdict({pair: report}, {}, {})
+    others = [c.pair for c in available(bundle) if c.engine in ENGINES and c.reason is None and c.pair != pair]
+    return Verdict({pair: report}, dict.fromkeys(others, "it has no operator for trees"), {})
 
 
 def _regression(path: Path, kind: str, tensors: dict[str, torch.Tensor]) -> Ridge | Trees:

@@ -18,6 +18,10 @@ from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import Scenario, get_scenario
 from specvit_export.lightgbm_graph import Trees
 
+_LOW, _HIGH = LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G]
+RANGE = (2 * _LOW - _HIGH, 2 * _HIGH - _LOW)
+"""Log g from one width of the label box below it to one above: a linear regression knows no box, and a spectrum full of
+spikes no bounds. What leaves the box is LABEL_EDGE."""
 NO_LIMIT = float(np.finfo(np.float32).max)
 """Limit of the domain for what the model does not compute."""
 
@@ -41,7 +45,7 @@ class Ridge(nn.Module):
 
 
 class Regressed(NamedTuple):
-    """Log g inside the label box, log10 S/N and number of good pixels, each (B,)."""
+    """Log g inside `RANGE`, log10 S/N and number of good pixels, each (B,)."""
 
     log_g: Tensor
     log_snr: Tensor
@@ -117,7 +121,7 @@ class BaselineEstimator(nn.Module):
         dtype = self.preparation.mean.dtype
         prepared = self.preparation(flux.to(dtype), error.to(dtype))
         x = prepared.network.residual.to(torch.float32)
-        log_g = self.regression(x).clamp(LABEL_BOX.low[LOG_G], LABEL_BOX.high[LOG_G])
+        log_g = self.regression(x).clamp(*RANGE)
         return Regressed(log_g, prepared.network.log_snr[:, 0].to(x.dtype), prepared.n_good[:, 0].to(x.dtype))
 
 
