@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,17 @@ from specvit_deploy.bundle import DEFAULT, Bundle, load_bundle
 from specvit_deploy.engines import AUTO, Engine, load_engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats import Block
+from specvit_deploy.outliers import unfamiliar_noise
+from specvit_deploy.outliers import unfamiliar_noise
 from specvit_deploy.quality import Quality, assess, median_snr
 from specvit_deploy.results import assemble
 
 
 class Estimator:
     """A bundle on an engine, for pipelines that hold spectra in memory.
+
+    Threads may share one: the engine, whose buffers may be its own, serves one call at a time; more speed comes from
+    `threads` or from processes.
 
     Parameters
     ----------
@@ -36,6 +42,7 @@ class Estimator:
     def __init__(self, bundle: Bundle, engine: Engine | None = None) -> None:
         self.bundle = bundle
         self.engine = engine or load_engine(bundle)
+        self.lock = Lock()
 
     @classmethod
     def load(
@@ -84,10 +91,13 @@ class Estimator:
 
     def table(self, block: Block) -> NDArray[Any]:
         """Result table (N,) of a catalogue's block, with its flags and the columns that it carries along."""
-        estimate = self.engine.run(block.flux, block.error)
+        with self.lock:
+            estimate = self.engine.run(block.flux, block.error)
         snr = median_snr(block.flux, block.error)
         flux_pixels = np.isfinite(block.flux).sum(axis=1)
-        quality = assess(estimate, flux_pixels, snr, self.bundle.grid.n, self.bundle.domain) | block.flags
+        unfamiliar = unfamiliar_noise(block.flux, block.error)
+        grid, domain = self.bundle.grid, self.bundle.domain
+        quality = assess(estimate, flux_pixels, snr, grid.n, domain, unfamiliar) | block.flags
         if self.engine.fell_back:
             quality |= np.int32(Quality.ENGINE_FALLBACK)
         return assemble(block.id, estimate, snr, quality, block.extras)

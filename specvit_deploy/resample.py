@@ -10,22 +10,31 @@ smeared by a Gaussian: with H(x) = x Phi(x / s) + s phi(x / s), which is max(x, 
     o_ij = H(B_i - a_j) - H(B_i - b_j) - H(A_i - a_j) + H(A_i - b_j)        input bin [a_j, b_j], output bin [A_i, B_i]
 
 Rebinned pixels share noise. The square of `Rebinned.error` is the variance of white noise with the same power at low
-frequencies: sum_j o_ij w_j s_j / g_i^2, w_j = width of an input bin, s_j = its variance and its covariances with its
-neighbours (for complete pixels the row sum of C_out). It keeps the information in features wider than a few pixels;
-the variance alone would count it twice after a shift by half a pixel.
+frequencies: v_i = sum_j o_ij w_j s_j / g_i^2, w_j = width of an input bin, s_j = its variance and its covariances with
+its neighbours (for complete pixels the row sum of C_out). It keeps the information in features wider than a few
+pixels; the variance alone would count it twice after a shift by half a pixel.
+
+A model that was trained on white noise misjudges what is smoother. So noise can be filled in where rebinning took it
+away, between the pixels that share an input bin: with z_ij = sqrt(s_j w_j o_ij) N(0, 1),
+
+    flux_i += sum_j (z_ij - o_ij / w_j sum_k z_kj) / g_i
+
+is zero when summed over the pixels of an input bin, so that wide features keep what is known of them, and the
+covariance of the result is diag(v) exactly for white input: C_out plus the covariance of a multinomial split.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, cached_property
 from typing import Any, Self
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 Array = NDArray[np.float64]
+Single = NDArray[np.float32]
 
 COVERED = 0.5
 """An output pixel with less than this share of its width covered is missing."""
@@ -35,6 +44,8 @@ REACH = 5.0
 """Standard deviations at which the smearing Gaussian is cut."""
 GAP = 1.5
 """A distance to the next centre this many times the one before is a gap, not a wide bin."""
+POOL = 1 << 18
+"""Random numbers that filled-in noise is taken from, from a place that the row's seed decides."""
 ROWS = 8
 """Rows worked on at a time: they stay in the cache."""
 
@@ -92,8 +103,8 @@ class Rebinning:
         Input bins that an output bin may touch, one after another.
     overlap : (K, n) array
         Their overlap, Angstrom.
-    size : (K, n) array
-        Their widths, Angstrom.
+    size : (m,) array
+        Widths of the input bins, Angstrom.
     width : (n,) array
         Widths of the output bins, Angstrom.
     """
@@ -110,14 +121,18 @@ class Rebinning:
         Parameters
         ----------
         source, target : Bins
-            m input and n output bins.
+            m input and n output bins; the output bins meet each other.
         smear : float or (m,) array
             Standard deviation, Angstrom, of the Gaussian that the input is convolved with; 0 for none.
         """
         smear = np.asarray(smear, np.float64)
         reach = REACH * float(smear.max(initial=0.0))
-        first = np.searchsorted(source.high, target.low - reach, side="right")
-        last = np.searchsorted(source.low, target.high + reach, side="left")
+        if reach:
+            first = np.searchsorted(source.high, target.low - reach, side="right")
+            last = np.searchsorted(source.low, target.high + reach)
+        else:
+            edges = np.searchsorted(source.high, np.append(target.low, target.high[-1]), side="right")
+            first, last = edges[:-1], edges[1:] + 1
         m = len(source.low)
         taps = min(max(int((last - first).max(initial=1)), 1), m)
         index = np.minimum(first, m - taps) + np.arange(taps)[:, None]
@@ -130,10 +145,15 @@ class Rebinning:
             overlap = _ramp(target.high - low, s) - _ramp(target.high - high, s)
             overlap -= _ramp(target.low - low, s) - _ramp(target.low - high, s)
             overlap = overlap.clip(min=0.0)
-        return cls(index, overlap, high - low, target.high - target.low)
+        return cls(index, overlap, source.high - source.low, target.high - target.low)
 
     def __call__(
-        self, flux: NDArray[Any], error: NDArray[Any], covariance: NDArray[Any] | None = None, band: bool = False
+        self,
+        flux: NDArray[Any],
+        error: NDArray[Any],
+        covariance: NDArray[Any] | None = None,
+        band: bool = False,
+        seeds: NDArray[np.int64] | None = None,
     ) -> Rebinned:
         """Rebin N spectra.
 
@@ -145,7 +165,9 @@ class Rebinning:
         covariance : (N, 2, m) array, optional
             With the next pixel and the next but one.
         band : bool
-            Whether to give variance and covariance of the result.
+            Whether to give variance and covariance of the result, before noise is filled in.
+        seeds : (N,) int array, optional
+            Fill in noise, until it is as white as that of the input; equal seeds give equal noise.
         """
         shape = (len(flux), len(self.width))
         kind = np.result_type(flux, error, np.float32)
@@ -155,13 +177,19 @@ class Rebinning:
         for start in range(0, len(flux), ROWS):
             part = slice(start, start + ROWS)
             given = None if covariance is None else covariance[part]
-            value[part], sigma[part], own, beside = self._rows(flux[part], error[part], given, band)
+            drawn = None if seeds is None else seeds[part]
+            value[part], sigma[part], own, beside = self._rows(flux[part], error[part], given, band, drawn)
             if diagonal is not None and off is not None:
                 diagonal[part], off[part] = own, beside
         return Rebinned(value, sigma, diagonal, off)
 
     def _rows(
-        self, flux: NDArray[Any], error: NDArray[Any], given: NDArray[Any] | None, band: bool
+        self,
+        flux: NDArray[Any],
+        error: NDArray[Any],
+        given: NDArray[Any] | None,
+        band: bool,
+        seeds: NDArray[np.int64] | None,
     ) -> tuple[Array, Array, Array | None, Array | None]:
         """Flux, error, variance and covariance of a few rows."""
         good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
@@ -174,8 +202,10 @@ class Rebinning:
         missing = np.broadcast_to(covered < COVERED * self.width, (len(flux), len(self.width)))
         inverse = 1.0 / np.where(missing, np.inf, covered)
         value = self._sum(self.overlap, flux)
+        if seeds is not None:
+            value += self._noise(noise, seeds)
         value *= inverse
-        power = self._sum(self.overlap * self.size, noise)
+        power = self._sum(self.overlap, noise * self.size)
         diagonal = self._covariance(0, variance, neighbours) if band or neighbours is not None else None
         if diagonal is not None:
             np.maximum(power, diagonal, out=power)
@@ -198,6 +228,36 @@ class Rebinning:
         for k in range(1, len(self.index)):
             out += table[k] * x.take(self.index[k], axis=1)
         return np.asarray(out, np.float64)
+
+    def _noise(self, noise: Array, seeds: NDArray[np.int64]) -> Array:
+        """Noise (N, n) to fill in before division by what is covered, for variances `noise` (N, m)."""
+        pool, count, m = _pool(), self.index.size, len(self.size)
+        bins, root, share, outside = self._pieces
+        sigma = np.sqrt(np.maximum(noise * self.size, 0.0)).astype(np.float32)
+        fill = np.empty((len(noise), len(self.width)))
+        for row, seed in enumerate(seeds):
+            first = int(seed) % max(len(pool) - count - m, 1)
+            numbers = pool[first : first + count + m] if count + m <= len(pool) else np.resize(pool, count + m)
+            z = sigma[row].take(bins)
+            z *= root
+            z *= numbers[:count]
+            total = np.bincount(bins, z, m)
+            total += outside * sigma[row] * numbers[count:]
+            z -= share * total.astype(np.float32).take(bins)
+            z.reshape(self.index.shape).sum(axis=0, out=fill[row])
+        return fill
+
+    @cached_property
+    def _pieces(self) -> tuple[NDArray[np.intp], Single, Single, Single]:
+        """Of all taps in one row: input bin, root of the overlap, its share of the bin; and what of a bin is outside.
+
+        The last, (m,), is the root of the part of each input bin that no output bin covers.
+        """
+        bins, overlap = self.index.ravel(), self.overlap.ravel()
+        outside = self.size - np.bincount(bins, overlap, len(self.size))
+        share = overlap / self.size.take(bins)
+        root, left = np.sqrt(overlap), np.sqrt(np.maximum(outside, 0.0))
+        return bins, root.astype(np.float32), share.astype(np.float32), left.astype(np.float32)
 
     def _covariance(self, lag: int, variance: Array, neighbours: Array | None) -> Array:
         """Covariance (N, n) of output pixels i and i + `lag`, before division by what is covered."""
@@ -233,6 +293,12 @@ def _row_sum(neighbours: Array) -> Array:
     for k in range(1, BAND + 1):
         out[:, k:] += neighbours[:, k - 1, :-k]
     return np.asarray(out, np.float64)
+
+
+@cache
+def _pool() -> Single:
+    """Standard normal numbers (POOL,), always the same."""
+    return np.random.default_rng(20).standard_normal(POOL, dtype=np.float32)
 
 
 @cache

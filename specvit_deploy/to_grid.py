@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,9 +18,6 @@ from specvit_deploy.quality import Quality
 from specvit_deploy.resample import BAND, Bins, Rebinned, Rebinning
 from specvit_deploy.wavelength_frame import Array, air_to_vacuum, rest_factor
 
-BROAD_LSF = 16384
-"""Quality bit: the line-spread function of the input is broader than the instrument's, which cannot be undone."""
-
 
 @dataclass(frozen=True)
 class OnGrid:
@@ -31,9 +29,9 @@ class OnGrid:
         What the estimator should see: flux, NaN where missing; the error of white noise with the same power in
         features wider than a few pixels, infinite where missing.
     variance : (N, n) float64 array or None
-        Diagonal of the covariance: `error` squared, or less where neighbouring pixels share noise.
+        Diagonal of the covariance before noise was filled in: `error` squared, or less where neighbours share noise.
     covariance : (N, 2, n) float64 array or None
-        Covariance with the next pixel and the next but one.
+        Covariance with the next pixel and the next but one, before noise was filled in.
     unit : (N,) float64 array
         What flux and error were divided by: a power of two, 1 for single precision.
     flags : (N,) int32 array
@@ -94,6 +92,7 @@ def on_grid(
     velocity: ArrayLike | None = None,
     lsf: LineSpread | None = None,
     band: bool = False,
+    whiten: bool = True,
 ) -> OnGrid:
     """Bring rows to the instrument grid, with the covariance if asked for; each row's result depends on it alone.
 
@@ -107,9 +106,12 @@ def on_grid(
         Radial velocity to take out, km/s, in place of the rows' own. Not finite: unknown.
     lsf : LineSpread, optional
         Of the input. Where it is sharper than the instrument's it is degraded; where it is broader for half of the
-        pixels or more the rows get the bit `BROAD_LSF`. None: the instrument's own.
+        pixels or more the rows get the bit BROAD_LSF. None: the instrument's own.
     band : bool
         Whether to give variance and covariance.
+    whiten : bool
+        Fill in the noise that rebinning took out of features narrower than the input's bins, as the module `resample`
+        says; the numbers depend on the row's flux alone.
 
     Returns
     -------
@@ -127,10 +129,10 @@ def on_grid(
     flags = np.zeros(n, np.int32) if rows.flags is None else np.array(rows.flags, np.int32)
     flags[unknown] |= np.int32(Quality.VELOCITY_UNKNOWN)
     if lsf is not None and lsf.broader(grid.wave):
-        flags |= np.int32(BROAD_LSF)
-    shared = rows.wave.ndim == 1
-    if shared:
-        _check_shared(_vacuum(rows, rows.wave), factor, grid)
+        flags |= np.int32(Quality.BROAD_LSF)
+    shared = _vacuum(rows, rows.wave) if rows.wave.ndim == 1 else None
+    if shared is not None:
+        _check_shared(shared, factor, grid)
     unit = _unit(np.asarray(rows.error))
     flux, error = (_divided(np.asarray(x), unit) for x in (rows.flux, rows.error))
     kind = np.result_type(flux, error, np.float32)
@@ -139,17 +141,22 @@ def on_grid(
         np.full((n, grid.n), np.inf) if band else None, np.zeros((n, BAND, grid.n)) if band else None, unit, flags,
     )  # fmt: skip
     target = Bins.around(grid.wave)
-    for index in _alike(factor) if shared else np.arange(n)[:, None]:
-        wave = _vacuum(rows, rows.wave if shared else rows.wave[index[0]]) * factor[index[0]]
-        smear = np.zeros(len(wave)) if lsf is None else lsf.missing(wave)
+    source = None if shared is None else Bins.around(shared)
+    for index in np.arange(n)[:, None] if shared is None else _alike(factor):
+        rest = factor[index[0]]
+        wave = (_vacuum(rows, rows.wave[index[0]]) if shared is None else shared) * rest
+        smear = 0.0 if lsf is None else lsf.missing(wave)
         given = None if rows.covariance is None else rows.covariance[index] / unit[index, None, None] ** 2
-        if grid.matches(wave) and not smear.any():
+        near = len(wave) == grid.n and abs(wave[0] - grid.start) < grid.step
+        if near and grid.matches(wave) and not np.any(smear):
             new = Rebinned(flux[index], error[index], error[index] ** 2.0, given)
         else:
             flags[index] |= np.int32(Quality.RESAMPLED)
-            if not _reaches(wave, grid):
+            if not _overlaps(wave, grid) or (shared is None and not _rises(wave)):
                 continue
-            new = Rebinning.between(Bins.around(wave), target, smear)(flux[index], error[index], given, band)
+            seeds = np.array([crc32(rows.flux[i].tobytes()) for i in index]) if whiten else None
+            operator = Rebinning.between(Bins.around(wave) if source is None else source.scaled(rest), target, smear)
+            new = operator(flux[index], error[index], given, band, seeds)
         out.flux[index], out.error[index] = new.flux, new.error
         if out.variance is not None and new.variance is not None:
             out.variance[index] = new.variance
@@ -178,19 +185,23 @@ def _vacuum(rows: Rows, wave: NDArray[Any]) -> Array:
 
 
 def _check_shared(wave: Array, factor: Array, grid: WavelengthGrid) -> None:
-    if len(wave) < 2 or not np.isfinite(wave).all() or not (np.diff(wave) > 0).all() or wave[0] <= 0:
+    if not _rises(wave):
         raise SpecVitError("the wavelengths must be finite, positive and rise; sort the pixels by wavelength")
-    if len(factor) and not any(_reaches(wave * f, grid) for f in np.unique(factor)):
+    if len(factor) and not any(_overlaps(wave[[0, -1]] * f, grid) for f in np.unique(factor)):
         raise SpecVitError(
             f"the wavelengths, {wave[0]:.2f} to {wave[-1]:.2f} A (vacuum), miss the model's {grid.describe()}; check "
             "their unit and the velocity, or give spectra of that range"
         )
 
 
-def _reaches(wave: Array, grid: WavelengthGrid) -> bool:
-    """Whether wavelengths (m,) are usable and share some range with the grid."""
-    usable = len(wave) > 1 and bool(np.isfinite(wave).all() and (np.diff(wave) > 0).all())
-    return usable and bool(wave[-1] > grid.wave[0] and wave[0] < grid.wave[-1])
+def _rises(wave: Array) -> bool:
+    """Whether wavelengths (m,) can be used."""
+    return len(wave) > 1 and bool(wave[0] > 0 and np.isfinite(wave[-1]) and (np.diff(wave) > 0).all())
+
+
+def _overlaps(wave: Array, grid: WavelengthGrid) -> bool:
+    """Whether rising wavelengths (m,) share some range with the grid."""
+    return bool(len(wave) and wave[-1] > grid.start and wave[0] < grid.start + grid.step * (grid.n - 1))
 
 
 def _alike(factor: Array) -> list[NDArray[np.intp]]:

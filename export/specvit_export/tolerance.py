@@ -18,7 +18,8 @@ from specvit_deploy.labels import LOG_G
 Outputs = dict[str, NDArray[Any]]
 
 LOG_G_TOLERANCE = 1e-4
-"""float32: largest |d log_g| and |d log_g_err|, dex; twice that for either end of the interval."""
+"""float32: largest |d log_g| and |d log_g_err|, dex; twice that for either end of the interval. Errors beyond 1 dex,
+which only spectra that are no star have, count relatively."""
 CRLB_TOLERANCE = 1e-3
 """Largest relative difference of CRLB, chi2, latent distance and the spreads of the other labels: what inherits the
 rounding of the Fisher matrix."""
@@ -62,9 +63,11 @@ def compare(key: str, value: NDArray[Any], reference: NDArray[Any], where: str, 
         difference = np.where(same, 0.0, np.abs(value.astype(np.float64) - reference))
         if key in ("labels", "label_sigma"):
             scale = np.abs(reference) + 1.0
-            scale[:, LOG_G] = 1.0
+            scale[:, LOG_G] = 1.0 if key == "labels" else np.maximum(np.abs(reference[:, LOG_G]), 1.0)
             difference = difference / scale
-        elif not key.startswith(("log_g_err", "log_g_lo", "log_g_hi")):
+        elif key.startswith(("log_g_err", "log_g_lo", "log_g_hi")):
+            difference = difference / np.maximum(np.abs(reference), 1.0)
+        else:
             difference = difference / np.abs(reference)
     difference[same] = 0.0
     loose = key in LIMITS or key in ("latent_distance", "label_sigma")
