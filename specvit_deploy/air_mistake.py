@@ -61,8 +61,9 @@ class AirVerdict:
         if self.verdict != "air":
             return None
         return (
-            f"the calcium lines of {source} stand {self.shift:.0f} +- {self.error:.0f} km/s from rest, as if wavelengths "
-            f"in air were taken as vacuum ({AIR_SHIFT:.0f} km/s); if they are in air, run again with --medium air"
+            f"the calcium lines of {source} stand {self.shift:.0f} +- {self.error:.0f} km/s from rest, as if "
+            f"wavelengths in air were taken as vacuum ({AIR_SHIFT:.0f} km/s); if they are in air, run again "
+            "with --medium air"
         )
 
 

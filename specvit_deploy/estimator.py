@@ -14,7 +14,6 @@ from specvit_deploy.engines import AUTO, Engine, load_engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats import Block
 from specvit_deploy.outliers import unfamiliar_noise
-from specvit_deploy.outliers import unfamiliar_noise
 from specvit_deploy.quality import Quality, assess, median_snr
 from specvit_deploy.results import assemble
 

@@ -19,9 +19,9 @@ from specvit_deploy.bundle import load_bundle
 from specvit_deploy.catalog_writer import BLOCK
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.estimator import Estimator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.noise import default_noise_model
-from specvit_deploy.estimator import Estimator
 from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.scenario import get_scenario
 from specvit_training.baselines import load_baseline

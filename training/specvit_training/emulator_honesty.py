@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 from specvit_deploy.bundle import load_bundle
 from specvit_deploy.emulator import Array, Emulator
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.estimator import Estimator
 from specvit_deploy.fisher import information, marginal_sigma
 from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.nodes import Nodes
 from specvit_deploy.noise import default_noise_model, expected_error
-from specvit_deploy.estimator import Estimator
 from specvit_deploy.quality import Quality
 from specvit_training.emulator_fit import COOL_K, JUDGE_SNR, FitConfig, evaluate_emulator, fit_emulator
 
