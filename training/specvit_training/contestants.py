@@ -18,6 +18,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from specvit_deploy.bundle import load_bundle
 from specvit_deploy.catalog_writer import BLOCK
 from specvit_deploy.emulator import default_emulator
+from specvit_deploy.engines import load_engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.estimator import Estimator
 from specvit_deploy.labels import LABEL_BOX, LOG_G
@@ -121,7 +122,7 @@ def _load(path: str, scenario: str) -> Model:
         _, header = load_checkpoint(Path(path))
         return _baseline_model(Path(path)) if "kind" in header else _checkpoint_model(Path(path), scenario)
     bundle = load_bundle(path)
-    estimator = Estimator(bundle)
+    estimator = Estimator(bundle, load_engine(bundle, "onnxruntime", "fp32"))  # comparable on every machine
 
     def predict(flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
         table = estimator(flux, error)
