@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.added_noise import warn_if_noise_free
+from specvit_deploy.air_mistake import look_for_air
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.bundle import DEFAULT
 from specvit_deploy.claim import claim
@@ -124,7 +126,10 @@ def predict(
     with Catalog(catalog, estimator.bundle.grid, keep, velocity, medium) as source:
         rows, layout, identity = len(source), source.layout, identify(source)
         if noise_level == 0:
-            warn_if_noise_free(source.read(0, min(FIRST_ROWS, rows)), source.path)
+            first = source.read(0, min(FIRST_ROWS, rows))
+            warn_if_noise_free(first, source.path)
+            if said := look_for_air(first.flux, first.error).warning(str(source.path)):
+                warnings.warn(said, stacklevel=2)
     task = Task(
         catalog=str(Path(catalog).absolute()), identity=identity, rows=rows, part=part_rows(runs.batch),
         bundle=str(estimator.bundle.path.absolute()), bundle_sha256=estimator.bundle.sha256, engine=runs.name,

@@ -105,7 +105,8 @@ def test_a_missing_extra_says_how_to_install_it(tmp_path: Path) -> None:
         (["train", "x.toml"], "torch", "train"),
         (["evaluate"], "torch", "train"),
         (["export", "x.safetensors"], "onnx", "export"),
-        (["predict", str(catalog)], "onnxruntime", "cpu"),
+        (["predict", str(catalog), "--engine", "onnxruntime"], "onnxruntime", "cpu"),
+        (["predict", str(catalog), "--engine", "openvino"], "openvino", "openvino"),
     ):
         result = python(code.format(args=args), blocked)
         assert result.returncode == 2, (args, result.stderr)

@@ -492,7 +492,7 @@ def test_a_star_that_only_apogee_saw_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_flat_spectrum_in_nanojanskys_ends_flat(tmp_path: Path) -> None:
-    covar = np.stack([flat(NM) ** 2, 0 * NM, 0 * NM])
+    covar = np.stack([(1e-7 * flat(NM)) ** 2, 0 * NM, 0 * NM])  # rebinning fills in noise
     write.pfs_object(tmp_path / "object", NM, flat(NM), np.zeros(400, int), covar, 1)
     write.pfs_targets(tmp_path / "coadd", [NM], [flat(NM)], [np.zeros(400, int)], [covar], np.array([1]))
     for name in ("object", "coadd"):

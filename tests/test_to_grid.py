@@ -5,8 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 import pytest
 
@@ -14,6 +16,7 @@ import specvit_deploy as sv
 from specvit_deploy.air_mistake import AIR_SHIFT, look_for_air
 from specvit_deploy.emulator import TAPS, default_emulator
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.formats import open_catalog
 from specvit_deploy.formats.rows import Rows
 from specvit_deploy.grid import C_KM_S, PFS_MR, WavelengthGrid
 from specvit_deploy.labels import LABEL_BOX
@@ -449,3 +452,18 @@ def test_rebinning_costs_a_few_passes_over_the_data() -> None:
     own = rows_of(PFS_MR.wave, flux, error, velocity=rng.normal(0.0, 100.0, 64))
     assert seconds(lambda: to_grid(shared, PFS_MR), 2) < 45 * one_pass
     assert seconds(lambda: to_grid(own, PFS_MR), 2) < 100 * one_pass
+
+
+def test_air_taken_as_vacuum_is_warned_about(tmp_path: Path) -> None:
+    source = sv.simulate(tmp_path / "stars.h5", n=60, seed=3, mag=(19.0, 20.0), scenario="survey")
+    with open_catalog(source, PFS_MR) as catalog:
+        block = catalog.read(0, 60)
+    with h5py.File(tmp_path / "air.h5", "w") as file:
+        file["wave"] = PFS_MR.wave - 2.33  # what the numbers are in air
+        file["flux"], file["error"] = block.flux, block.error
+    with pytest.warns(UserWarning, match="--medium air"):
+        table = sv.predict(tmp_path / "air.h5", velocity=0.0)
+    right = sv.predict(tmp_path / "air.h5", velocity=0.0, medium="air")
+    native = sv.predict(source)
+    wrong, mended = (np.median(np.abs(t["log_g"] - native["log_g"]) / native["log_g_err"]) for t in (table, right))
+    assert mended < 0.6 * wrong

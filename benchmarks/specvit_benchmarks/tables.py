@@ -221,6 +221,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "ablation": ablation,
     "teacher": teacher,
     "coverage pfs-mr": lambda: coverage("pfs-mr"),
+    "engines": engines,
+    "outside network": outside_network,
 }
 
 
