@@ -13,12 +13,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy.engines.cuda import cuda_device
 from specvit_deploy.errors import SpecVitError
 
 Array = NDArray[Any]
 FLAGS = ("avx2", "avx_vnni", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_int8")
 """Features of a processor that matrix products use."""
-PACKAGES = ("specvit-deploy", "numpy", "torch", "onnx", "onnxruntime", "openvino")
+PACKAGES = (
+    "specvit-deploy",
+    "numpy",
+    "h5py",
+    "torch",
+    "onnx",
+    "onnxruntime",
+    "onnxruntime-gpu",
+    "openvino",
+    "tensorrt",
+)
 THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -52,16 +63,19 @@ def one_thread() -> None:
 
 
 def machine() -> dict[str, Any]:
-    """Processor, its features, versions and the load while measuring."""
+    """Processor, its features, memory, card (null without one), versions and the load while measuring."""
     file = Path("/proc/cpuinfo")
     lines = file.read_text().splitlines() if file.exists() else []
     pairs = [line.split(":", 1) for line in lines if ":" in line]
     facts = {name.strip(): value.strip() for name, value in pairs}
     features = facts.get("flags", "").split()
+    card = cuda_device()
     return {
         "processor": facts.get("model name", platform.machine()),
         "cores": os.cpu_count(),
         "features": [flag for flag in FLAGS if flag in features],
+        "memory_gb": round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 1e9, 1),
+        "gpu": None if card is None else card[0],
         "python": platform.python_version(),
         "versions": {name: found for name in PACKAGES if (found := _version(name))},
         "load": [round(x, 2) for x in os.getloadavg()],
