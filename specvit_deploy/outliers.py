@@ -80,9 +80,9 @@ def _photons(
     flux: NDArray[np.floating], error: NDArray[np.floating], pixels: NDArray[np.int64], response: Array
 ) -> tuple[Array, Array]:
     """Flux and variance (N, P) at some pixels as the detector saw them, up to a factor; NaN where bad."""
-    value, sigma = flux[:, pixels].astype(np.float64), error[:, pixels].astype(np.float64)
-    good = np.isfinite(value) & np.isfinite(sigma) & (sigma > 0)
-    value, sigma = np.where(good, value, np.nan), np.where(good, sigma, np.nan)
+    value, sigma = (x.take(pixels, axis=1).astype(np.float64) for x in (flux, error))
+    bad = ~(np.isfinite(value) & np.isfinite(sigma) & (sigma > 0))
+    value[bad] = sigma[bad] = np.nan
     return value * response[pixels], (sigma * response[pixels]) ** 2
 
 
