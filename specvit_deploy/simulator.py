@@ -9,13 +9,14 @@ holds nothing about the star that flux does not hold already.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from specvit_deploy.emulator import C_O_WIDTH, LOG_C_O_SUN, THETA_K, Emulator, default_emulator
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.grid import C_KM_S
 from specvit_deploy.labels import LABEL_BOX, LabelBox
 from specvit_deploy.noise import (
     FIELD,
@@ -46,6 +47,43 @@ class Draws(Protocol):
 
     def uniform(self, *shape: int) -> Any:
         """Draw from [0, 1)."""
+
+
+@dataclass(frozen=True)
+class NoiseVariety:
+    """How the noise of catalogues differs from the instrument's own at rest.
+
+    Parameters
+    ----------
+    share : float
+        Of the spectra whose noise differs.
+    velocity : float
+        km/s. Stars move uniformly within plus and minus this and were brought to rest: sky lines and response lie at
+        other pixels.
+    lines : float
+        Decades by which sky lines are weaker or stronger, uniform within plus and minus this.
+    shape : float
+        Standard deviation of the logarithm of a smooth factor on the background: another spectrograph, another night.
+
+    Raises
+    ------
+    SpecVitError
+        For a share outside 0 to 1, or negative sizes.
+    """
+
+    share: float = 0.0
+    velocity: float = 0.0
+    lines: float = 0.0
+    shape: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.share <= 1 or min(self.velocity, self.lines, self.shape) < 0:
+            raise SpecVitError("the share of spectra with other noise lies in 0 to 1, its sizes are not negative")
+
+
+AS_NOMINAL = NoiseVariety()
+SMOOTH_TERMS = 4
+"""Cosines of that smooth factor."""
 
 
 class NumpyDraws:
@@ -110,6 +148,8 @@ class Simulator:
         `numpy`, or `torch` together with `convert`.
     convert : callable
         Turns a numpy array into an array of `xp` (float32 on its device).
+    variety : NoiseVariety
+        How the noise differs from the instrument's at rest; by default it does not.
     """
 
     def __init__(
@@ -121,6 +161,7 @@ class Simulator:
         noise: NoiseModel | None = None,
         xp: Any = np,
         convert: Any = lambda array: np.asarray(array, np.float32),
+        variety: NoiseVariety = AS_NOMINAL,
     ) -> None:
         emulator = emulator or default_emulator()
         noise = noise or default_noise_model()
@@ -128,6 +169,12 @@ class Simulator:
         self.noise = NoiseModel(*(convert(getattr(noise, f.name)) for f in fields(noise)))
         self.low, self.width = convert(np.asarray(box.low)), convert(np.asarray(box.high) - box.low)
         self.tilt = convert(np.linspace(-1.0, 1.0, emulator.grid.n))
+        self.variety = variety
+        if variety.share:
+            x, order = (np.arange(emulator.grid.n) + 0.5) / emulator.grid.n, np.arange(1, SMOOTH_TERMS + 1)
+            self.cosines = convert(np.cos(np.pi * order[:, None] * x) * np.sqrt(2.0 / SMOOTH_TERMS))
+            self.pixels = convert(np.arange(emulator.grid.n))
+            self.pixels_per_km_s = convert(emulator.grid.wave / C_KM_S / emulator.grid.step)
         self.max_velocity = MAX_VELOCITY_SD * scenario.velocity_sd
         self.templates = convert(velocity_templates(emulator, self.max_velocity))
         self.layers = [convert(getattr(emulator, k)) for k in ("w1", "b1", "w2", "b2", "w3", "b3")]
@@ -158,7 +205,8 @@ class Simulator:
         slope = scenario.slope_sd * draws.normal(n)
         # star: electrons whose median over the arm follows the magnitude law
         shape = self.clean(labels, velocity)
-        per_flux = self.noise.response / _row_median(shape * self.noise.response, xp)[:, None]
+        noise, factor = self.varied(n, draws) if self.variety.share else (self.noise, 1.0)
+        per_flux = noise.response / _row_median(shape * noise.response, xp)[:, None]
         light = (
             SIGNAL_SCALE
             * SIGNAL_ELECTRONS
@@ -169,7 +217,7 @@ class Simulator:
         star = shape * per_flux
         # background: more sky through more air, and its own night-to-night scatter
         airmass = (1.0 / xp.cos(zenith * (np.pi / 180)))[:, None]
-        background = self.noise.background(
+        background = factor * noise.background(
             airmass / 1.08 * xp.exp(0.15 * draws.normal(n, 1)),
             airmass / 1.08 * xp.exp(0.25 * draws.normal(n, 1)),
         )
@@ -204,6 +252,19 @@ class Simulator:
         while len(terms) < VELOCITY_TERMS:
             terms.append(2.0 * u * terms[-1] - terms[-2])
         return xp.concatenate([term * c for term in terms], 1) @ self.templates
+
+    def varied(self, n: int, draws: Draws) -> tuple[NoiseModel, Any]:
+        """Draw a noise model of n rows, arrays (n, pixels), and smooth factors (n, pixels) on its background."""
+        xp, variety, nominal = self.xp, self.variety, self.noise
+        other = draws.uniform(n, 1) < variety.share
+        velocity = variety.velocity * (2.0 * draws.uniform(n, 1) - 1.0) * other
+        moved = xp.round(self.pixels + velocity * self.pixels_per_km_s)  # light seen at a pixel fell on this one
+        pixel = moved.clip(0, self.pixels.shape[0] - 1)
+        pixel = pixel.astype(np.intp) if xp is np else pixel.long()
+        strength = 10 ** (variety.lines * (2.0 * draws.uniform(n, 1) - 1.0) * other)
+        smooth = xp.exp(variety.shape * (draws.normal(n, SMOOTH_TERMS) * other) @ self.cosines)
+        rows = NoiseModel(*(getattr(nominal, f.name)[pixel] for f in fields(nominal)))
+        return replace(rows, lines=rows.lines * strength), smooth
 
     def draw_mask(self, like: Any, draws: Draws) -> Any:
         """Draw masked pixels, the shape of `like`: half of them alone, half in runs of `RUN`."""

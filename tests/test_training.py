@@ -136,6 +136,8 @@ def test_a_configuration_can_be_like_another(tmp_path: Path) -> None:
         ({"augment": {"hits": 2}}, "training/configs"),
         ({"augment": {"hits_max": 3.0}}, "integer such as 3"),
         ({"augment": {"hits_max": -1}}, "integer such as 3"),
+        ({"augment": {"noise_share": 1.5}}, "lies in 0 to 1"),
+        ({"augment": {"noise_velocity": -1.0}}, "not negative"),
         ({"exclude": {"M_H": [1.0]}}, "range"),
         ({"exclude": {"mass": [0.0, 1.0]}}, "range"),
     ],
@@ -392,6 +394,16 @@ def test_hits_are_positive_narrow_and_unmasked() -> None:
     assert 1.7 < float(per_hit.mean()) < 2.3
     masked = torch.full((2, 4096), torch.inf)
     assert torch.isfinite(damage(torch.zeros(2, 4096), masked, Augment(0, 0, 5, 1.0), TorchDraws((1,), CPU))[0]).all()
+
+
+def test_a_gap_is_one_stretch_anywhere() -> None:
+    flux, error = damaged(Augment(gap_max=0.3, gap_share=0.5), 2000)
+    bad = torch.isinf(error)
+    lost = bad.float().mean(1)
+    assert (flux == 3.0).all() and float(lost.max()) <= 0.3
+    assert 0.4 < float((lost > 0.001).float().mean()) < 0.55
+    changes = (bad[:, 1:] != bad[:, :-1]).sum(1)
+    assert int(changes.max()) == 2 and int((changes == 1).sum()) > 20  # some reach over an end of the arm
 
 
 def test_damaged_batches_depend_on_seed_and_number_too_and_share_their_stars() -> None:

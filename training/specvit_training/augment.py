@@ -1,4 +1,4 @@
-"""Damage that training spectra get beyond their scenario: more masked pixels, and cosmic-ray hits nobody masked."""
+"""What training spectra meet beyond their scenario: lost pixels and gaps, unmasked cosmic rays, other noise."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.simulator import RUN, Draws, singles_and_runs
+from specvit_deploy.simulator import RUN, Draws, NoiseVariety, singles_and_runs
 
 HIT_SIGMA = (5.0, 50.0)
 """Height of a hit in units of the error of its pixel."""
@@ -27,6 +27,11 @@ class Augment:
         and half in runs, as in the simulator.
     hits_max, hits_share : int, float
         `hits_share` of the spectra get 1 to `hits_max` positive spikes of 5 to 50 sigma on 1 to 3 pixels.
+    gap_max, gap_share : float
+        `gap_share` of the spectra lose one stretch of up to a fraction `gap_max` of their pixels (uniform), anywhere,
+        also over an end of the arm.
+    noise_share, noise_velocity, noise_lines, noise_shape : float
+        See `specvit_deploy.simulator.NoiseVariety`.
 
     Raises
     ------
@@ -38,13 +43,27 @@ class Augment:
     masked_share: float = 0.0
     hits_max: int = 0
     hits_share: float = 0.0
+    gap_max: float = 0.0
+    gap_share: float = 0.0
+    noise_share: float = 0.0
+    noise_velocity: float = 0.0
+    noise_lines: float = 0.0
+    noise_shape: float = 0.0
 
     def __post_init__(self) -> None:
-        shares = (self.masked_max, self.masked_share, self.hits_share)
+        shares = (self.masked_max, self.masked_share, self.hits_share, self.gap_max, self.gap_share)
         if not all(0 <= share <= 1 for share in shares):
-            raise SpecVitError(f"masked_max, masked_share and hits_share of [augment] lie in 0 to 1, not {shares}")
+            raise SpecVitError(
+                f"masked_max, masked_share, hits_share, gap_max and gap_share of [augment] lie in 0 to 1, not {shares}"
+            )
+        _ = self.variety  # judges its own fields
         if type(self.hits_max) is not int or self.hits_max < 0:
             raise SpecVitError(f"hits_max of [augment] counts hits: write an integer such as 3, not {self.hits_max!r}")
+
+    @property
+    def variety(self) -> NoiseVariety:
+        """How the noise differs from the instrument's."""
+        return NoiseVariety(self.noise_share, self.noise_velocity, self.noise_lines, self.noise_shape)
 
 
 def damage(flux: Tensor, error: Tensor, settings: Augment, draws: Draws) -> tuple[Tensor, Tensor]:
@@ -67,4 +86,9 @@ def damage(flux: Tensor, error: Tensor, settings: Augment, draws: Draws) -> tupl
         left = (1.0 - share).sqrt()  # of the pixels by either way of masking: together they leave 1 - share
         bad = singles_and_runs(draws.uniform(rows, pixels), 1.0 - left, 1.0 - left ** (1.0 / RUN))
         error = torch.where(bad, torch.inf, error)
+    if settings.gap_max and settings.gap_share:
+        length = pixels * settings.gap_max * draws.uniform(rows, 1) * (draws.uniform(rows, 1) < settings.gap_share)
+        first = (pixels + length) * draws.uniform(rows, 1) - length
+        pixel = torch.arange(pixels, device=flux.device)
+        error = torch.where((pixel >= first) & (pixel < first + length), torch.inf, error)
     return flux, error

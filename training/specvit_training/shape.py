@@ -114,9 +114,11 @@ class ViTConfig:
 
 
 SMALL = ViTConfig("information", patch=64, dim=96, depth=3, heads=4, mlp=384, pool="cls+mean")
+COMPACT = ViTConfig("information", patch=128, dim=64, depth=3, heads=4, mlp=256, pool="cls+mean")
 CONFIGS = {
     "testing": ViTConfig("information", patch=256, dim=32, depth=1, heads=2, mlp=64, pool="cls+mean"),
-    "ablation": ViTConfig("information", patch=128, dim=64, depth=3, heads=4, mlp=256, pool="cls+mean"),
+    "ablation": COMPACT,
+    "compact-look": replace(COMPACT, look=True),
     "small": SMALL,
     "small-look": replace(SMALL, look=True),
     "p16_h256_L6": ViTConfig("conv", patch=16, dim=256, depth=6, heads=8, mlp=1024, dropout=0.1),

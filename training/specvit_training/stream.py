@@ -18,7 +18,7 @@ from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABEL_BOX, LABELS
 from specvit_deploy.noise import default_noise_model
 from specvit_deploy.scenario import get_scenario
-from specvit_deploy.simulator import Simulator, Spectra
+from specvit_deploy.simulator import AS_NOMINAL, NoiseVariety, Simulator, Spectra
 from specvit_training.augment import Augment, damage
 from specvit_training.estimator import Preparation, sufficient_statistic
 from specvit_training.teacher import read_teacher
@@ -133,7 +133,8 @@ class Stream(IterableDataset[Batch]):
     device : torch.device
         Where spectra are made.
     augment : Augment
-        Damage to the spectra of the shares. (A posterior is that of the spectrum as it was, so lessons get none.)
+        Damage to the spectra of the shares, and their noise. (A posterior is that of the spectrum as it was, so
+        lessons get none.)
     exclude : Region
         Stars in this part of label space get no weight; empty: all count.
 
@@ -203,7 +204,7 @@ class FreshRows:
 
     def __init__(self, share: Share, rows: int, augment: Augment, exclude: Region, device: torch.device) -> None:
         self.rows, self.augment, self.exclude, self.device = rows, augment, exclude, device
-        self.simulator, self.preparation = torch_simulator(share.scenario, share.mag, device)
+        self.simulator, self.preparation = torch_simulator(share.scenario, share.mag, device, augment.variety)
         self.center = torch.tensor(LABEL_BOX.center, dtype=torch.float32, device=device)
         self.sd = torch.tensor(LABEL_BOX.sd, dtype=torch.float32, device=device)
 
@@ -272,14 +273,16 @@ def lesson_rows(lesson: Lesson) -> int:
     return lesson.rows or recipe.n
 
 
-def torch_simulator(scenario: str, mag: tuple[float, float], device: torch.device) -> tuple[Simulator, Preparation]:
+def torch_simulator(
+    scenario: str, mag: tuple[float, float], device: torch.device, variety: NoiseVariety = AS_NOMINAL
+) -> tuple[Simulator, Preparation]:
     """Build the simulator and the preparation of one scenario on `device`."""
 
     def convert(array: object) -> Tensor:
         return torch.as_tensor(np.asarray(array), dtype=torch.float32, device=device)
 
     emulator, noise = default_emulator(), default_noise_model()
-    simulator = Simulator(get_scenario(scenario), mag=mag, xp=torch, convert=convert)
+    simulator = Simulator(get_scenario(scenario), mag=mag, xp=torch, convert=convert, variety=variety)
     mean, reference_error, _ = sufficient_statistic(emulator, noise)
     return simulator, Preparation(convert(mean), convert(reference_error), get_scenario(scenario))
 
