@@ -140,14 +140,14 @@ def judge(case: str, old: dict[str, Any], new: dict[str, Any], tolerance: float)
 
 def differences(old: dict[str, Any], new: dict[str, Any]) -> list[str]:
     """What else differs between the reports, a line each: bundle, versions, length, the core's own speed."""
-    both = (old, new)
+    here, there = old["machine"], new["machine"]
     pairs: list[tuple[str, Any, Any]] = [
-        ("bundle", *(f"{report['bundle']['name']} {report['bundle']['sha256'][:12]}" for report in both)),
+        ("bundle", _bundle(old), _bundle(new)),
         ("version", old["version"], new["version"]),
         ("length", old["length"], new["length"]),
-        ("python", *(report["machine"].get("python") for report in both)),
+        ("python", here.get("python"), there.get("python")),
     ]
-    ours, theirs = (report["machine"].get("versions", {}) for report in both)
+    ours, theirs = here.get("versions", {}), there.get("versions", {})
     pairs += [(name, ours.get(name), theirs.get(name)) for name in sorted({*ours, *theirs})]
     lines = [f"{name}: {_words(a)} in OLD, {_words(b)} in NEW" for name, a, b in pairs if a != b]
     for precision, before in old["ceiling_gflops"].items():
@@ -182,6 +182,10 @@ def show(found: Comparison, console: Console) -> None:
 
 def _threads(case: dict[str, Any]) -> str:
     return "" if case["threads"] == 1 else f", {case['threads']} threads"
+
+
+def _bundle(report: dict[str, Any]) -> str:
+    return f"{report['bundle']['name']} {report['bundle']['sha256'][:12]}"
 
 
 def _words(value: Any) -> str:
