@@ -198,6 +198,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
 @click.option("--keep", default="", metavar="NAMES", help="Columns of the catalogue to carry along: ra,dec,...")
 @click.option("--velocity", callback=_velocity, metavar="KM/S|COLUMN", help="Radial velocity to take out.")
 @click.option("--medium", type=click.Choice(["air", "vacuum"]), help="Of the wavelengths, whatever the file says.")
+@click.option("--lsf", metavar="1.2A|R5000", help="Line spread of the spectra (FWHM or R).  [default: 1.6A]")
 @click.option(
     "--noise-level",
     default=0.0,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Self
 
 import numpy as np
+from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.wavelength_frame import Array
@@ -56,17 +57,36 @@ class LineSpread:
             raise SpecVitError(f"line-spread function '{text}' is unclear; give its FWHM as 1.2A or its R as R5000")
         return cls(resolving_power=value) if word.startswith("R") else cls(fwhm=value)
 
+    def __str__(self) -> str:
+        number = str(self.resolving_power or self.fwhm).removesuffix(".0")
+        return f"R{number}" if self.resolving_power else f"{number}A"
+
     def width(self, wave: Array) -> Array:
         """FWHM (n,) in Angstrom at wavelengths (n,)."""
         if self.resolving_power is not None:
             return np.asarray(wave / self.resolving_power)
         return np.full(len(wave), self.fwhm, np.float64)
 
-    def missing(self, wave: Array) -> Array:
-        """Standard deviation (n,), Angstrom, of the Gaussian that the input is to be convolved with at `wave` (n,)."""
-        width = self.width(wave)
-        sharper = width < (1.0 - SAME) * INSTRUMENT_FWHM
-        return np.where(sharper, SIGMA_PER_FWHM * np.sqrt(np.maximum(INSTRUMENT_FWHM**2 - width**2, 0.0)), 0.0)
+    def sharper(self, wave: Array) -> NDArray[np.bool_]:
+        """Where (n,) it is sharper than the instrument's."""
+        return np.asarray(self.width(wave) < (1.0 - SAME) * INSTRUMENT_FWHM)
+
+    def missing(self, wave: Array, size: Array) -> Array:
+        """Standard deviation of the Gaussian that the input is to be convolved with before it is rebinned.
+
+        Parameters
+        ----------
+        wave, size : (n,) arrays
+            Centres and widths of the input's bins, Angstrom. Bins broaden lines twice, by size^2 / 12 of variance each
+            time: when they were filled, and when they are cut up.
+
+        Returns
+        -------
+        (n,) array
+            Angstrom, 0 where nothing is missing.
+        """
+        variance = SIGMA_PER_FWHM**2 * (INSTRUMENT_FWHM**2 - self.width(wave) ** 2) - size**2 / 6.0
+        return np.where(self.sharper(wave), np.sqrt(np.maximum(variance, 0.0)), 0.0)
 
     def broader(self, wave: Array) -> bool:
         """Whether it is broader than the instrument's at half of `wave` (n,) or more."""

@@ -24,6 +24,7 @@ from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.journal import Journal, Part, as_text, folder_of
+from specvit_deploy.line_spread import LineSpread
 from specvit_deploy.result_formats import Result, format_of, is_result, open_writer
 from specvit_deploy.result_formats.schema import SCHEMAS
 from specvit_deploy.results import provenance
@@ -42,6 +43,7 @@ def predict(
     keep: Sequence[str] = (),
     velocity: float | str | None = None,
     medium: Medium | None = None,
+    lsf: str | None = None,
     noise_level: float = 0.0,
     seed: int = 0,
     engine: str = AUTO,
@@ -72,9 +74,9 @@ def predict(
         File for the results, written whole or not at all, in bounded memory. Without it the table is returned.
     bundle : path or str
         A bundle's directory or the name of an embedded one.
-    keep, velocity, medium
-        How to read the catalogue: columns to carry along, velocity to take out, medium of the wavelengths; see
-        `specvit_deploy.formats.Catalog`.
+    keep, velocity, medium, lsf
+        How to read the catalogue: columns to carry along, velocity to take out, medium of the wavelengths, width of
+        its line-spread function as "1.2A" (FWHM) or "R5000"; see `specvit_deploy.formats.Catalog`.
     noise_level : float
         Add noise of this many times the error column (for catalogues of clean flux).
     seed : int
@@ -123,7 +125,8 @@ def predict(
     estimator = Estimator.load(bundle, engine, precision, threads, batch, allow_fallback)
     runs = estimator.engine
     loaded(runs)
-    with Catalog(catalog, estimator.bundle.grid, keep, velocity, medium) as source:
+    spread = None if lsf is None else LineSpread.parse(lsf)
+    with Catalog(catalog, estimator.bundle.grid, keep, velocity, medium, spread) as source:
         rows, layout, identity = len(source), source.layout, identify(source)
         if noise_level == 0:
             first = source.read(0, min(FIRST_ROWS, rows))
@@ -136,6 +139,7 @@ def predict(
         precision=runs.precision, batch=runs.batch, threads=threads, engine_description=runs.description,
         fell_back=runs.fell_back, noise_level=float(noise_level), seed=int(seed), keep=tuple(keep),
         velocity=velocity if velocity is None or isinstance(velocity, str) else float(velocity), medium=medium,
+        lsf=None if spread is None else str(spread),
     )  # fmt: skip
     if output is None:
         start(rows)
@@ -206,7 +210,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
     output, run, about = journal.output, journal.run, journal.about
     check_output(output)
     form, schema = format_of(output, format or about["format"]), schema or about["schema"]
-    used = ("bundle_sha256", "engine", "precision", "batch", "engine_description", "velocity", "medium")
+    used = ("bundle_sha256", "engine", "precision", "batch", "engine_description", "velocity", "medium", "lsf")
     attributes = provenance(
         **about,
         run=as_text(run),
@@ -214,7 +218,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
         rows=journal.rows,
         noise_level=run["noise_level"],
         noise_seed=run["seed"],
-        **{name: run[name] for name in used},
+        **{name: run.get(name) for name in used},
     ) | {"command": about["command"], "format": form, "schema": schema}  # the command of the run, not of `merge`
     whole = journal.folder / output.name
     try:

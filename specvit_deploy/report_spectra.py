@@ -15,6 +15,7 @@ from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats import Catalog
 from specvit_deploy.labels import LABELS
+from specvit_deploy.line_spread import LineSpread
 from specvit_deploy.quality import Quality
 from specvit_deploy.report_drawing import Plot, Scale, key, plot, svg, text
 
@@ -52,9 +53,10 @@ def read_fits(catalog: Path, worst: list[dict[str, Any]], attributes: dict[str, 
         If the catalogue cannot be read, or is another one: other rows, other identifiers.
     """
     emulator = default_emulator()
-    velocity, medium = attributes.get("velocity"), attributes.get("medium")
+    velocity, medium, lsf = (attributes.get(name) for name in ("velocity", "medium", "lsf"))
+    spread = None if lsf is None else LineSpread.parse(lsf)
     fits = []
-    with Catalog(catalog, emulator.grid, (), velocity, medium) as source:
+    with Catalog(catalog, emulator.grid, (), velocity, medium, spread) as source:
         if len(source) != rows:
             raise SpecVitError(
                 f"{catalog} has {len(source)} spectra, the results {rows}; give the catalogue that they come from"

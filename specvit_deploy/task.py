@@ -18,6 +18,7 @@ from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Block, Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.formats.shards import INDEX
+from specvit_deploy.line_spread import LineSpread
 
 BLOCK = 512
 """Rows read at a time."""
@@ -47,8 +48,8 @@ class Task:
         Whether the engine stands in for the one that was asked for.
     noise_level, seed : float, int
         Of noise to add.
-    keep, velocity, medium
-        How to read the catalogue, see `specvit_deploy.formats.Catalog`.
+    keep, velocity, medium, lsf
+        How to read the catalogue, see `specvit_deploy.formats.Catalog`; the line spread as text.
     """
 
     catalog: str
@@ -68,6 +69,7 @@ class Task:
     keep: tuple[str, ...] = ()
     velocity: float | str | None = None
     medium: Medium | None = None
+    lsf: str | None = None
 
     def parts(self) -> list[tuple[int, int]]:
         """Row ranges [start, stop) of all parts, in order."""
@@ -141,7 +143,8 @@ class Computer:
             )
         self.estimator.engine.fell_back = task.fell_back
         grid = self.estimator.bundle.grid
-        self.source = Catalog(task.catalog, grid, task.keep, task.velocity, task.medium)
+        lsf = None if task.lsf is None else LineSpread.parse(task.lsf)
+        self.source = Catalog(task.catalog, grid, task.keep, task.velocity, task.medium, lsf)
 
     def __enter__(self) -> Self:
         return self

@@ -145,17 +145,19 @@ def on_grid(
     for index in np.arange(n)[:, None] if shared is None else _alike(factor):
         rest = factor[index[0]]
         wave = (_vacuum(rows, rows.wave[index[0]]) if shared is None else shared) * rest
-        smear = 0.0 if lsf is None else lsf.missing(wave)
+        sharp = lsf is not None and bool(lsf.sharper(wave).any())
         given = None if rows.covariance is None else rows.covariance[index] / unit[index, None, None] ** 2
         near = len(wave) == grid.n and abs(wave[0] - grid.start) < grid.step
-        if near and grid.matches(wave) and not np.any(smear):
+        if near and grid.matches(wave) and not sharp:
             new = Rebinned(flux[index], error[index], error[index] ** 2.0, given)
         else:
             flags[index] |= np.int32(Quality.RESAMPLED)
             if not _overlaps(wave, grid) or (shared is None and not _rises(wave)):
                 continue
             seeds = np.array([crc32(rows.flux[i].tobytes()) for i in index]) if whiten else None
-            operator = Rebinning.between(Bins.around(wave) if source is None else source.scaled(rest), target, smear)
+            bins = Bins.around(wave) if source is None else source.scaled(rest)
+            smear = lsf.missing(wave, bins.high - bins.low) if lsf is not None and sharp else 0.0
+            operator = Rebinning.between(bins, target, smear)
             new = operator(flux[index], error[index], given, band, seeds)
         out.flux[index], out.error[index] = new.flux, new.error
         if out.variance is not None and new.variance is not None:

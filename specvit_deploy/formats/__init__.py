@@ -155,13 +155,14 @@ class Catalog:
         A row's result depends on the row alone, never on the others of its block.
         """
         rows = self._declared(self.source.read(start, stop))
-        untouched = self._untouched(rows)
+        native = self._native(rows)
+        untouched = native & (self.lsf is None) & (True if rows.velocity is None else rows.velocity == 0)
         if untouched.all():
             return _as_they_are(rows, any_unit)
         from specvit_deploy.to_grid import to_grid
 
         if rows.velocity is None and not getattr(self.source, "says_velocity", True):
-            rows = replace(rows, velocity=np.full(len(rows.flux), np.nan))
+            rows = replace(rows, velocity=np.where(native, 0.0, np.nan))
         if not untouched.any():
             return to_grid(rows, self.grid, lsf=self.lsf, any_unit=any_unit)
         parts = np.flatnonzero(untouched), np.flatnonzero(~untouched)
@@ -183,15 +184,13 @@ class Catalog:
         flags = None if rows.flags is None else rows.flags & ~np.int32(Quality.VELOCITY_UNKNOWN)
         return replace(rows, velocity=velocity, flags=flags, extras=extras)
 
-    def _untouched(self, rows: Rows) -> NDArray[np.bool_]:
-        """Which rows are on the grid, in vacuum and at rest, shape (N,)."""
-        n = len(rows.flux)
-        if rows.medium != "vacuum" or self.lsf is not None:
-            return np.zeros(n, np.bool_)
-        at_rest = np.ones(n, np.bool_) if rows.velocity is None else np.asarray(rows.velocity == 0, np.bool_)
+    def _native(self, rows: Rows) -> NDArray[np.bool_]:
+        """Which rows have the wavelengths of the grid, in vacuum, shape (N,)."""
+        if rows.medium != "vacuum":
+            return np.zeros(len(rows.flux), np.bool_)
         if rows.wave.ndim == 1:
-            return at_rest & np.bool_(self.grid.matches(rows.wave))
-        return at_rest & np.array([self.grid.matches(wave) for wave in rows.wave], np.bool_)
+            return np.full(len(rows.flux), self.grid.matches(rows.wave))
+        return np.array([self.grid.matches(wave) for wave in rows.wave], np.bool_)
 
     def _check(self) -> None:
         """Look at the first rows: wavelengths that no row could be used with are refused before any work."""
@@ -236,14 +235,14 @@ def _as_they_are(rows: Rows, any_unit: bool) -> Block:
     """Rows that are on the grid already."""
     flux, error = rows.flux, rows.error
     if flux.dtype == np.float64 and any_unit:
-        flux, error = _rescale(flux, error)
+        flux, error = rescale(flux, error)
     with np.errstate(over="ignore", invalid="ignore"):
         flux, error = flux.astype(np.float32), error.astype(np.float32)
     flags = np.zeros(len(flux), np.int32) if rows.flags is None else rows.flags
     return Block(flux, error, rows.id, flags, rows.extras)
 
 
-def _rescale(flux: NDArray[np.float64], error: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def rescale(flux: NDArray[np.float64], error: NDArray[Any]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Bring double-precision rows near one by a power of two, exactly, so that float32 can hold any flux unit."""
     size = np.where(np.isfinite(error) & (error > 0), error, np.nan).astype(np.float64)
     size[np.isnan(size).all(axis=1)] = 1.0
