@@ -28,8 +28,9 @@ def looks_noise_free(block: Block) -> bool:
 
     The second difference f[i-1] - 2 f[i] + f[i+1] of white noise has 6 times its variance; absorption lines only add.
     """
+    error = np.where(np.isfinite(block.error) & (block.error > 0), block.error, np.nan)
     with np.errstate(all="ignore"):
-        expected = np.sqrt(block.error[:, :-2] ** 2 + 4 * block.error[:, 1:-1] ** 2 + block.error[:, 2:] ** 2)
+        expected = np.sqrt(error[:, :-2] ** 2 + 4 * error[:, 1:-1] ** 2 + error[:, 2:] ** 2)
         ratio = np.abs(np.diff(block.flux, n=2, axis=1)) / expected
     usable = np.isfinite(ratio)
     rows = usable.sum(axis=1) > ratio.shape[1] // 2

@@ -27,6 +27,8 @@ def summarise(path: Path) -> str:
         lines.append(
             f"  median log_g_err {np.median(err[valid]):.3f} dex, median log_g_crlb {np.median(crlb[valid]):.3f} dex"
         )
+    else:
+        lines.append("  no row has a result: look at masks, errors and the order of wavelengths in the catalogue")
     counts = {bit.name: int(((quality & int(bit)) != 0).sum()) for bit in Quality}
     lines += [f"  {name}: {count}" for name, count in counts.items() if count]
     return "\n".join(lines)

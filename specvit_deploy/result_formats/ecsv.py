@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.result_formats.astropy_table import table_column
 from specvit_deploy.results import Column
 
 
@@ -25,17 +26,10 @@ class FileWriter:
 
     def begin(self, columns: Sequence[Column], dtypes: Sequence[np.dtype[Any]]) -> None:
         """Write the header: that of a table without rows."""
-        from astropy.table import Column as TableColumn
         from astropy.table import Table
 
-        table = Table(meta=self.attributes)
-        for column, dtype in zip(columns, dtypes, strict=True):
-            table[column.name] = TableColumn(
-                np.zeros(0, "U1" if dtype.kind == "O" else dtype),
-                unit=column.unit or None,
-                description=column.description,
-                meta={"ucd": column.ucd} if column.ucd else None,
-            )
+        empty = [np.zeros(0, "U1" if dtype.kind == "O" else dtype) for dtype in dtypes]
+        table = Table(list(map(table_column, columns, empty)), meta=self.attributes)
         text = io.StringIO()
         table.write(text, format="ascii.ecsv")
         self.stream.write(text.getvalue())
