@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from specvit_deploy.blocks import predict_blocks as predict_blocks
     from specvit_deploy.bundle import Bundle as Bundle
     from specvit_deploy.bundle import load_bundle as load_bundle
     from specvit_deploy.catalog_writer import simulate as simulate
@@ -19,18 +20,20 @@ if TYPE_CHECKING:
     from specvit_deploy.posterior import PosteriorSampler as PosteriorSampler
     from specvit_deploy.prior import Prior as Prior
     from specvit_deploy.quality import Quality as Quality
+    from specvit_deploy.result_formats.astropy_table import as_astropy as as_astropy
     from specvit_deploy.scenario import STUDY as STUDY
     from specvit_deploy.scenario import SURVEY as SURVEY
 
 __version__ = "0.1.0"
 __all__ = [
     "STUDY", "SURVEY", "Bundle", "Emulator", "Estimator", "PosteriorSampler", "Prior", "Quality", "SpecVitError",
-    "load_bundle", "predict", "simulate",
+    "as_astropy", "load_bundle", "predict", "predict_blocks", "simulate",
 ]  # fmt: skip
 
 _HOMES = {
     "Bundle": "bundle", "load_bundle": "bundle", "simulate": "catalog_writer", "Emulator": "emulator",
     "SpecVitError": "errors", "Estimator": "estimator", "predict": "pipeline", "Quality": "quality",
+    "predict_blocks": "blocks", "as_astropy": "result_formats.astropy_table",
     "PosteriorSampler": "posterior", "Prior": "prior", "STUDY": "scenario", "SURVEY": "scenario",
 }  # fmt: skip
 

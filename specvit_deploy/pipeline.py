@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -13,26 +12,22 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specvit_deploy.added_noise import warn_if_noise_free
-from specvit_deploy.air_mistake import look_for_air
 from specvit_deploy.atomic import whole_file
+from specvit_deploy.blocks import tables
 from specvit_deploy.bundle import DEFAULT
 from specvit_deploy.claim import claim
 from specvit_deploy.engines import AUTO, Engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.estimator import Estimator
-from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.journal import Journal, Part, as_text, folder_of
-from specvit_deploy.line_spread import LineSpread
+from specvit_deploy.plan import make_plan
+from specvit_deploy.repeated_ids import RepeatedIds
 from specvit_deploy.result_formats import Result, format_of, is_result, open_writer
 from specvit_deploy.result_formats.schema import SCHEMAS
 from specvit_deploy.results import provenance
-from specvit_deploy.task import Computer, Task, identify, part_rows
+from specvit_deploy.task import Computer, Task
 from specvit_deploy.workers import run_cluster, run_pool
-
-FIRST_ROWS = 256
-"""Rows that are looked at before the work begins."""
 
 
 def predict(
@@ -109,8 +104,6 @@ def predict(
         If catalogue, bundle, engine or output cannot be used, an unfinished run for that output is another, or another
         process is at work on it.
     """
-    if not noise_level >= 0:
-        raise SpecVitError(f"noise level {noise_level} is impossible; give 0 for none, 1 for the errors as they are")
     if schema not in SCHEMAS:
         raise SpecVitError(f"schema {schema} is unknown; choose one of {', '.join(SCHEMAS)}")
     if workers < 1 or (shard is not None and not 1 <= shard[0] <= shard[1]):
@@ -122,36 +115,23 @@ def predict(
         check_output(output, Path(catalog))
         format = format_of(output, format)
         engine, precision, batch = _as_begun(output, engine, precision, batch)
-    estimator = Estimator.load(bundle, engine, precision, threads, batch, allow_fallback)
-    runs = estimator.engine
-    loaded(runs)
-    spread = None if lsf is None else LineSpread.parse(lsf)
-    with Catalog(catalog, estimator.bundle.grid, keep, velocity, medium, spread) as source:
-        rows, layout, identity = len(source), source.layout, identify(source)
-        if noise_level == 0:
-            first = source.read(0, min(FIRST_ROWS, rows))
-            warn_if_noise_free(first, source.path)
-            if said := look_for_air(first.flux, first.error).warning(str(source.path)):
-                warnings.warn(said, stacklevel=2)
-    task = Task(
-        catalog=str(Path(catalog).absolute()), identity=identity, rows=rows, part=part_rows(runs.batch),
-        bundle=str(estimator.bundle.path.absolute()), bundle_sha256=estimator.bundle.sha256, engine=runs.name,
-        precision=runs.precision, batch=runs.batch, threads=threads, engine_description=runs.description,
-        fell_back=runs.fell_back, noise_level=float(noise_level), seed=int(seed), keep=tuple(keep),
-        velocity=velocity if velocity is None or isinstance(velocity, str) else float(velocity), medium=medium,
-        lsf=None if spread is None else str(spread),
+    plan = make_plan(
+        catalog, bundle, keep=keep, velocity=velocity, medium=medium, lsf=lsf, noise_level=noise_level,
+        seed=seed, engine=engine, precision=precision, threads=threads, batch=batch, allow_fallback=allow_fallback,
+        loaded=loaded,
     )  # fmt: skip
+    task, estimator = plan.task, plan.estimator
     if output is None:
-        start(rows)
-        with Computer(task, estimator) as compute:
-            return np.concatenate([compute(*part, advance) for part in task.parts()])
+        start(task.rows)
+        return np.concatenate(list(tables(plan, advance)))
     run, facts = task.describe(), provenance()
     if _is_finished(output, {"run": as_text(run), "format": format, "schema": schema}):
         start(0)
         return output
     about = {
         "bundle": estimator.bundle.name, "scenario": estimator.bundle.scenario, "catalog": Path(catalog).name,
-        "layout": layout, "command": facts["command"], "format": format, "schema": schema,
+        "layout": plan.layout, "command": facts["command"], "format": format, "schema": schema,
+        "velocity": task.velocity,
     }  # fmt: skip
     with claim(output, shard):
         journal = Journal.begin(output, run, about)
@@ -210,7 +190,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
     output, run, about = journal.output, journal.run, journal.about
     check_output(output)
     form, schema = format_of(output, format or about["format"]), schema or about["schema"]
-    used = ("bundle_sha256", "engine", "precision", "batch", "engine_description", "velocity", "medium", "lsf")
+    used = ("bundle_sha256", "engine", "precision", "batch", "engine_description", "medium", "lsf")
     attributes = provenance(
         **about,
         run=as_text(run),
@@ -220,7 +200,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
         noise_seed=run["seed"],
         **{name: run.get(name) for name in used},
     ) | {"command": about["command"], "format": form, "schema": schema}  # the command of the run, not of `merge`
-    whole = journal.folder / output.name
+    whole, repeated = journal.folder / output.name, RepeatedIds()
     try:
         _try_room(whole, journal)
         with (
@@ -229,6 +209,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
         ):
             for table in journal.tables():
                 writer.write(table)
+                repeated.add(table["id"])
         whole.replace(output)
         _to_disk(output.parent)
     except (OSError, RuntimeError) as error:  # h5py has both
@@ -237,6 +218,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
             f"cannot write {output} ({said}); make room, then run 'specvit-deploy merge {output}'"
         ) from None
     journal.remove()
+    repeated.warn(about["catalog"])
     return output
 
 
