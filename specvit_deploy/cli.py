@@ -66,10 +66,15 @@ OPTIONAL = {
         "fits",  # for results and catalogues in FITS alone
         "Draw what a result file holds as one HTML page.",
     ),
+    "benchmark": Optional(
+        "specvit_benchmarks.command:benchmark",
+        "bench",
+        "Measure speed, accuracy and coverage of a bundle on this machine.",
+    ),
     "triton": Optional("specvit_export.triton:triton", "export", "Write a model repository for the Triton server."),
 }
 DEMO_ROWS = 500
-OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export")
+OWN_PACKAGES = ("specvit_deploy", "specvit_training", "specvit_export", "specvit_benchmarks")
 mag_range = click.option(
     "--mag", nargs=2, type=float, default=(20.5, 22.5), show_default=True, help="Range of the HSC i magnitude."
 )
@@ -177,7 +182,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
     try:
         return None if value is None else float(value)
     except ValueError:
-        return value  # the name of a column
+        return value  # a column, here or in another file
 
 
 @main.command()
@@ -196,7 +201,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
 )
 @click.option("--demo", is_flag=True, help="First write a small simulated catalogue (to CATALOG, default demo.h5).")
 @click.option("--keep", default="", metavar="NAMES", help="Columns of the catalogue to carry along: ra,dec,...")
-@click.option("--velocity", callback=_velocity, metavar="KM/S|COLUMN", help="Radial velocity to take out.")
+@click.option("--velocity", callback=_velocity, metavar="KM/S|COLUMN|FILE:COLUMN", help="Radial velocity to take out.")
 @click.option("--medium", type=click.Choice(["air", "vacuum"]), help="Of the wavelengths, whatever the file says.")
 @click.option("--lsf", metavar="1.2A|R5000", help="Line spread of the spectra (FWHM or R).  [default: 1.6A]")
 @click.option(

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
@@ -78,6 +79,8 @@ class Task:
     def describe(self) -> dict[str, Any]:
         """Plain data: what must be equal for a run to go on. Paths may change."""
         facts = asdict(self) | {"keep": list(self.keep), "version": __version__}
+        if isinstance(self.velocity, str) and ":" in self.velocity:
+            facts["velocity"] = Path(self.velocity).name
         return {name: value for name, value in facts.items() if name not in ("catalog", "bundle", "threads")}
 
 
@@ -95,6 +98,8 @@ def block_rows(batch: int) -> int:
 def identify(catalog: Catalog) -> str:
     """Name, size and time of change of the catalogue's file; of a folder those of its index and all its shards.
 
+    Those of the file that its velocities come from follow, if there is one.
+
     Raises
     ------
     SpecVitError
@@ -102,6 +107,13 @@ def identify(catalog: Catalog) -> str:
     """
     path = catalog.path
     files = [path / INDEX, *getattr(catalog.source, "shards", ())] if path.is_dir() else [path]
+    said = _state(path, files)
+    velocities = catalog.velocities
+    return said if velocities is None else f"{said}, velocities {_state(velocities.path, [velocities.path])}"
+
+
+def _state(path: Path, files: list[Path]) -> str:
+    """Name, size and time of change of a file, or of the `files` of a folder."""
     try:
         states = [(file.name, file.stat()) for file in files]
     except OSError as error:
@@ -168,9 +180,10 @@ class Computer:
             row += len(block.flux)
             advance(len(block.flux))
         if identify(self.source) != task.identity:
+            velocities = "" if self.source.velocities is None else " or its velocities"
             raise SpecVitError(
-                f"{task.catalog} changed since the run began; put it back as it was, or remove the parts beside the "
-                "output to start afresh"
+                f"{task.catalog}{velocities} changed since the run began; put it back as it was, or remove the parts "
+                "beside the output to start afresh"
             )
         return np.concatenate(tables)
 

@@ -22,6 +22,7 @@ from specvit_deploy.grid import C_KM_S, WavelengthGrid
 from specvit_deploy.quality import Quality
 
 if TYPE_CHECKING:
+    from specvit_deploy.formats.velocity_file import VelocityFile
     from specvit_deploy.line_spread import LineSpread
 
 FIRST_ROWS = 16
@@ -99,7 +100,8 @@ class Catalog:
         Scalar columns of the file to carry along.
     velocity : float or str, optional
         Radial velocity to take out, km/s, positive away from us: one for all rows, or the column that holds it
-        (`redshift` or `z` hold z instead). Without it the file's own counts; 0 says that the spectra are at rest.
+        (`redshift` or `z` hold z instead), here or, as FILE:COLUMN, in a table that is joined by the identifiers
+        (`specvit_deploy.formats.velocity_file`). Without it the file's own counts; 0 says that the spectra are at rest.
     medium : "air" or "vacuum", optional
         What the wavelengths are measured in, whatever the file says.
     lsf : LineSpread, optional
@@ -121,10 +123,18 @@ class Catalog:
         lsf: LineSpread | None = None,
     ) -> None:
         self.path, self.grid, self.keep, self.lsf = Path(path), grid, tuple(dict.fromkeys(keep)), lsf
-        self.velocity, self.medium = velocity, medium
+        self.velocity = velocity if velocity is None or isinstance(velocity, str) else float(velocity)
+        self.velocities: VelocityFile | None = None
+        self.medium = medium
         if medium not in (None, "air", "vacuum"):
             raise SpecVitError(f"the medium '{medium}' is unknown; give air or vacuum")
-        asked = (*self.keep, velocity) if isinstance(velocity, str) and velocity not in self.keep else self.keep
+        if isinstance(velocity, str) and ":" in velocity:
+            from specvit_deploy.formats.velocity_file import VelocityFile
+
+            self.velocities = VelocityFile(velocity)
+            self.velocity = str(self.velocities)
+        column = isinstance(velocity, str) and self.velocities is None and velocity not in self.keep
+        asked = (*self.keep, str(velocity)) if column else self.keep
         from specvit_deploy.formats.recognise import find_reader
 
         reader = find_reader(self.path)
@@ -176,11 +186,13 @@ class Catalog:
         if self.velocity is None:
             return rows
         extras = {name: rows.extras[name] for name in self.keep}
-        if isinstance(self.velocity, str):
+        if self.velocities is not None:
+            velocity = self.velocities.of(rows.id)
+        elif isinstance(self.velocity, str):
             scale = C_KM_S if self.velocity.lower() in REDSHIFTS else 1.0
             velocity = scale * np.asarray(rows.extras[self.velocity], np.float64)
         else:
-            velocity = np.full(len(rows.flux), float(self.velocity))
+            velocity = np.full(len(rows.flux), self.velocity)
         flags = None if rows.flags is None else rows.flags & ~np.int32(Quality.VELOCITY_UNKNOWN)
         return replace(rows, velocity=velocity, flags=flags, extras=extras)
 
