@@ -68,7 +68,9 @@ MEASURED = {
     "p999_sigma": NUMBER_OR_NULL,
     "r2": TRIPLE,
     "coverage_68": NUMBER,
-    "gpu": or_null(fields({"power_w": NUMBER_OR_NULL, "memory_mb": NUMBER_OR_NULL})),  # while it computed
+    "gpu": or_null(
+        fields(dict.fromkeys(("device_ms", "power_w", "memory_mb"), NUMBER_OR_NULL))
+    ),  # device_ms: of one call
 }
 """What a case yields; a case that was left out has a reason instead."""
 ENGINE = {
