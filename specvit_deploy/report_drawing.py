@@ -54,14 +54,17 @@ class Plot:
     x: Scale
     y: Scale
 
-    def axes(self, x_name: str, y_name: str, y_format: Callable[[float], str] | None = None) -> str:
+    def axes(
+        self, x_name: str, y_name: str, y_format: Callable[[float], str] | None = None,
+        x_format: Callable[[float], str] | None = None,
+    ) -> str:  # fmt: skip
         """Horizontal axis, faint horizontal lines, ticks and names."""
         bottom, left, right = self.y.start, self.x.start, self.x.end
         out = [f'<path class="axis" d="M{left:.1f} {bottom:.1f}H{right:.1f}"/>']
         for value in self.x.ticks(int(np.clip((right - left) / 65, 2, 9))):
             at = float(self.x(value))
             out.append(f'<path class="axis" d="M{at:.1f} {bottom:.1f}v5"/>')
-            out.append(text(at, bottom + 19, f"{value:g}", anchor="middle"))
+            out.append(text(at, bottom + 19, (x_format or "{:g}".format)(value), anchor="middle"))
         for value in self.y.ticks(int(np.clip((bottom - self.y.end) / 45, 2, 6))):
             at = float(self.y(value))
             out.append(f'<path class="grid" d="M{left:.1f} {at:.1f}H{right:.1f}"/>')
