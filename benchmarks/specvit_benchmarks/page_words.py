@@ -10,7 +10,6 @@ from specvit_benchmarks.selection import (
     BILLION,
     MILLION,
     Case,
-    best,
     bests,
     by_pair,
     cpu_hours,
@@ -35,12 +34,12 @@ COLUMNS = (
 def title(report: dict[str, Any]) -> str:
     """Title of the page."""
     case, machine = main_case(report), report["machine"]
-    cores = (
-        f"one {machine['processor']} core"
-        if case["threads"] == 1
-        else f"{case['threads']} cores of {machine['processor']}"
-    )
-    where = f"one {machine['gpu']}" if on_a_card(case) else cores
+    if on_a_card(case):
+        where = f"one {machine['gpu']}"
+    elif case["threads"] == 1:
+        where = f"one {machine['processor']} core"
+    else:
+        where = f"{case['threads']} cores of {machine['processor']}"
     return f"A million spectra in {duration(MILLION / wall_rate(report))} on {where}"
 
 
@@ -99,16 +98,18 @@ def engines_card(report: dict[str, Any]) -> str:
     chosen = sorted(bests(report), key=lambda case: -rate(case)[0])
     everything = [case for group in by_pair(ran(report)).values() for case in group]
     parts = ['<section class="card"><h2>Engines</h2>', _engines(chosen)]
+    card = ", of wall time on a card" if any(map(on_a_card, chosen)) else ""
     parts.append(
-        '<p class="small">Each at its fastest batch. spectra / s: of processor time'
-        f"{', of wall time on a card' if any(map(on_a_card, chosen)) else ''}, median and quartiles over rounds in which "
-        "all take turns. p50, p95, p99: wall time of a call, ms. MB: peak resident memory. load: s until ready. "
+        f'<p class="small">Each at its fastest batch. spectra / s: of processor time{card}, median and quartiles over '
+        "rounds in which all take turns. p50, p95, p99: wall time of a call, ms. MB: peak resident memory. load: s until ready. "
         "σ: difference of log g from onnxruntime/fp32 in stated errors.</p>"
     )
     if len(everything) > len(chosen):
         parts.append(f"<details><summary>All {len(everything)} cases</summary>{_engines(everything)}</details>")
-    for case in left_out(report):
-        parts.append(f'<p class="small"><b>{escape(pair(case))}</b> left out: {escape(case["reason"])}</p>')
+    parts += [
+        f'<p class="small"><b>{escape(pair(case))}</b> left out: {escape(case["reason"])}</p>'
+        for case in left_out(report)
+    ]
     return "".join([*parts, "</section>"])
 
 
@@ -138,10 +139,11 @@ def _engines(cases: Sequence[Case]) -> str:
             f'<td class="c-{name}" data-name="{labels[name]}">{escape(value)}</td>' for name, value in cells.items()
         )
         lines.append(
-            f'<tr class="p-{case["precision"]}"><th scope="row"><i class="swatch"></i>{escape(pair(case))}{threads}{mark}'
-            f"{_bar(middle / top)}</th>{line}</tr>"
+            f'<tr class="p-{case["precision"]}"><th scope="row"><i class="swatch"></i>{escape(pair(case))}{threads}'
+            f"{mark}{_bar(middle / top)}</th>{line}</tr>"
         )
-    return f'<div class="scroll"><table class="engines"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
+    table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
+    return f'<div class="scroll"><table class="engines">{table}</table></div>'
 
 
 def _bar(share: float) -> str:
@@ -252,15 +254,9 @@ def _interval(values: Sequence[float], digits: int = 3) -> str:
 
 
 def _small(value: float | None) -> str:
-    return (
-        ""
-        if value is None
-        else "0"
-        if value == 0
-        else f"{value:.2g}"
-        if value >= 1e-3
-        else f"{value:.0e}".replace("e-0", "e-")
-    )
+    if not value:
+        return "" if value is None else "0"
+    return f"{value:.2g}" if value >= 1e-3 else f"{value:.0e}".replace("e-0", "e-")
 
 
 def _plural(count: int, name: str) -> str:

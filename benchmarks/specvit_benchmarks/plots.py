@@ -66,14 +66,13 @@ def _panel(engine: str, cases: list[Case], batches: list[int], width: float, hei
     parts = [frame.axes("spectra in a call", f"spectra {unit}", short), text(0, -8, hyphens(engine), "panel")]
     for group in groups.values():
         tone = f"p-{group[0]['precision']}"
-        x, rates = [case["batch"] for case in group], np.array([rate(case) for case in group])
-        parts.append(frame.line(x, rates[:, 0], f"series {tone}"))
+        sizes, rates = [case["batch"] for case in group], np.array([rate(case) for case in group])
+        parts.append(frame.line(sizes, rates[:, 0], f"series {tone}"))
         parts += [_point(frame, case["batch"], rate(case), tone, case["stable"]) for case in group]
     ends = [(float(frame.y(rate(group[-1])[0])), group[-1]) for group in groups.values()]
     for at, (_, case) in zip(spread_out([end for end, _ in ends]), ends, strict=True):
-        parts.append(
-            text(float(frame.x(case["batch"])) + 10, at + 4, hyphens(case["precision"]), f"tone p-{case['precision']}")
-        )
+        x, precision = float(frame.x(case["batch"])), case["precision"]
+        parts.append(text(x + 10, at + 4, hyphens(precision), f"tone p-{precision}"))
     fastest = best(cases)
     label = text(
         float(frame.x(fastest["batch"])), float(frame.y(rate(fastest)[2])) - 9, f"{rate(fastest)[0]:,.0f}", "over",
@@ -114,8 +113,6 @@ def frontier_figure(report: dict[str, Any]) -> str:
             spot = Spot(peer["name"], "peer", peer["spectra_per_cpu_second"][0], tuple(cell["r2"]))
             panels.setdefault(cell["snr"], []).append(spot)
     spots = [spot for panel in panels.values() for spot in panel]
-    low, high = min(spot.r2[1] for spot in spots), max(spot.r2[2] for spot in spots)
-    y_range = float(np.floor(10 * low - 0.1) / 10), float(np.ceil(10 * high + 0.1) / 10)
 
     def draw(width: float, kind: str) -> str:
         columns = 1 if kind == "narrow" else 2 if len(panels) == 4 else min(len(panels), 3)
@@ -123,7 +120,8 @@ def frontier_figure(report: dict[str, Any]) -> str:
         parts = []
         for number, (name, panel) in enumerate(panels.items()):
             x, y = number % columns * (room + 28), 20 + number // columns * 324
-            frame = Plot(room, 280, speeds(_rates(panel, spots), 46, room - 8), Scale(*y_range, 234, 30))
+            alike = spots if any(spot.tone == "peer" for spot in panel) else panel
+            frame = Plot(room, 280, speeds([spot.rate for spot in alike], 46, room - 8), _scores(alike))
             head = text(0, -8, name if name == ALL else f"S/N {name}", "panel")
             parts.append(f'<g transform="translate({x:.1f} {y})">{head}{_frontier(frame, panel)}</g>')
         return svg(width, 324 * lines - 24, "".join(parts), kind, "R2 of log g against speed")
@@ -133,9 +131,11 @@ def frontier_figure(report: dict[str, Any]) -> str:
     return figure("Accuracy against speed", draw, [*keys, key("whisker", "68 % bootstrap interval")])
 
 
-def _rates(panel: list[Spot], spots: list[Spot]) -> list[float]:
-    """Speeds that a panel's axis spans: all of them where peers are in it, else those of its engines alone."""
-    return [spot.rate for spot in (spots if any(spot.tone == "peer" for spot in panel) else panel)]
+def _scores(spots: list[Spot]) -> Scale:
+    """Scale of R2 that holds all intervals."""
+    low, high = min(spot.r2[1] for spot in spots), max(spot.r2[2] for spot in spots)
+    room = max(0.25 * (high - low), 0.01)
+    return Scale(low - room, high + room, 234, 30)
 
 
 def _frontier(frame: Plot, spots: list[Spot]) -> str:

@@ -21,6 +21,7 @@ STAGES = (
 )
 ROW = 38.0
 """Height of a bar with its room, pixels."""
+RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,11 @@ def bars(title: str, rows: Sequence[Bar], unit: str, label: str, keys: Sequence[
 
 def _bar(frame: Plot, row: Bar, above: float) -> str:
     start, end, middle = frame.x.start, float(frame.x(row.value)), above + 24
+    bar = f'x="{start:.1f}" y="{middle - 5:.1f}" width="{end - start:.1f}" height="10" rx="2"'
+    others = [float(x) for x in frame.x(list(row.others))]
     parts = [
-        f'<rect class="fill {row.tone}" x="{start:.1f}" y="{above + 19:.1f}" width="{end - start:.1f}" height="10" rx="2"/>',
-        *(
-            f'<circle class="other {row.tone}" cx="{float(frame.x(v)):.1f}" cy="{middle:.1f}" r="2.2"/>'
-            for v in row.others
-        ),
+        f'<rect class="fill {row.tone}" {bar}/>',
+        *(f'<circle class="other {row.tone}" cx="{x:.1f}" cy="{middle:.1f}" r="2.2"/>' for x in others),
         text(start, above + 13, hyphens(row.name), "name over"),
         text(frame.x.end, above + 13, row.words, "over", "end"),
     ]
@@ -143,9 +143,7 @@ def precision_figure(report: dict[str, Any]) -> str:
 def _power(value: float) -> str:
     """A power of ten as people write it."""
     exponent = round(float(np.log10(value)))
-    return (
-        f"{value:g}" if exponent > -3 else "10" + str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    )
+    return f"{value:g}" if exponent > -3 else "10" + str(exponent).translate(RAISED)
 
 
 def memory_figure(report: dict[str, Any]) -> str:
@@ -178,9 +176,8 @@ def stages_card(report: dict[str, Any]) -> str:
         done = 0.0
         for name, _, time in times:
             start, end = float(x(done)), float(x(done + time))
-            parts.append(
-                f'<rect class="stage-{name}" x="{start:.1f}" y="0" width="{max(end - start - 1.5, 0.5):.1f}" height="26"/>'
-            )
+            wide = max(end - start - 1.5, 0.5)
+            parts.append(f'<rect class="stage-{name}" x="{start:.1f}" y="0" width="{wide:.1f}" height="26"/>')
             done += time
         return svg(width, 26, "".join(parts), kind, "Processor time of a spectrum by stage")
 
@@ -192,9 +189,9 @@ def stages_card(report: dict[str, Any]) -> str:
     middle, low, high = stages["ratio"]
     compressed = f", {stages['compression']}" if stages["compression"] else ", not compressed"
     said = (
-        f"From {stages['format'].upper()} with {stages['rows']:,} spectra{compressed} to a result file, {pair(stages)}, "
-        f"batch {stages['batch']}: the whole way reaches {100 * middle:.0f} % ({100 * low:.0f} to {100 * high:.0f} %) of "
-        f"the engine alone, {stages['end_to_end_spectra_per_second'][0]:,.0f} against "
+        f"{stages['format'].upper()} catalogue of {stages['rows']:,} spectra{compressed}; {pair(stages)}, batch "
+        f"{stages['batch']}. The whole way reaches {100 * middle:.0f} % ({100 * low:.0f} to {100 * high:.0f} %) "
+        f"of the engine alone, {stages['end_to_end_spectra_per_second'][0]:,.0f} against "
         f"{stages['engine_only_spectra_per_second'][0]:,.0f} spectra per CPU second."
     )
     return (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from specvit_benchmarks.plots import HALF, Marked, short
-from specvit_deploy.report_drawing import Plot, Scale, figure, key, svg, text
+from specvit_deploy.report_drawing import Plot, Scale, figure, key, plot, svg, text
 
 
 def scaling_figures(report: dict[str, Any]) -> list[str]:
@@ -25,9 +25,7 @@ def _rows_figure(rows: list[dict[str, Any]]) -> str:
     each = [1e3 * row["cpu_s"] / row["n"] for row in rows]
 
     def draw(width: float, kind: str) -> str:
-        frame = Plot(
-            width, 280, Scale(0.8 * n[0], 1.25 * n[-1], 46, width - 8, True), Scale(0, 1.15 * max(each), 234, 30)
-        )
+        frame = plot(width, 280, (0.8 * n[0], 1.25 * n[-1]), (0, 1.15 * max(each)), log_x=True)
         parts = [
             frame.axes("spectra in the catalogue", "CPU ms per spectrum", x_format=short),
             frame.line(n, each, "line"), frame.dots(n, each, "dot"),
@@ -57,8 +55,8 @@ def _workers_figure(workers: list[dict[str, Any]]) -> str:
             frame.line(count, rates, "line"), frame.dots(count, rates, "dot"),
         ]  # fmt: skip
         for found in workers[1:]:
-            x, y = float(frame.x(found["workers"])), float(frame.y(found["spectra_per_second"]))
-            parts.append(text(x, y + 20, f"{100 * found['efficiency']:.0f} %", "over", "middle"))
+            at, y = float(frame.x(found["workers"])), float(frame.y(found["spectra_per_second"]))
+            parts.append(text(at, y + 20, f"{100 * found['efficiency']:.0f} %", "over", "middle"))
         return svg(width, 280, "".join(parts), kind, "Spectra per second by number of workers")
 
     return figure("By workers", draw, [key("flux", "wall time, from file to file"), key("bound-prior", "ideal")], HALF)
