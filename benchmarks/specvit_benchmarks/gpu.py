@@ -40,7 +40,7 @@ class Watch:
         if self.process is None:
             return
         self.process.terminate()
-        said, _ = self.process.communicate()
+        said = self.process.communicate()[0]
         lines = [line.split(",") for line in said.splitlines() if line.count(",") == 1]
         power, memory = ([x for texts in lines if (x := _number(texts[column])) is not None] for column in (0, 1))
         self.power_w = float(np.mean(power)) if power else None

@@ -88,6 +88,7 @@ STAGES = fields(
         "prepare_ms": NUMBER,
         "infer_ms": NUMBER,
         "write_ms": NUMBER,
+        "begin_s": NUMBER,  # once a run, however many spectra: processor time
         "end_to_end_spectra_per_second": TRIPLE,  # processor time, from a file to a file
         "engine_only_spectra_per_second": TRIPLE,  # processor time, in the same rounds
         "ratio": TRIPLE,  # of the two, round by round

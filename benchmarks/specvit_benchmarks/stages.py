@@ -1,7 +1,8 @@
 """Where the time of `predict` goes, from an HDF5 catalogue to an HDF5 result: read, prepare, infer, write.
 
-All four are processor time and add up to the whole, loading left out:
+All are processor time, and with `begin`, once a run, they add up to the whole from the loaded engine on:
 
+    begin     the catalogue opened, its first rows looked at, the journal begun
     read      spectra from the file, masked, float32 (`Catalog.read`)
     infer     the engine
     write     parts sealed, joined, the result written
@@ -22,13 +23,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specvit_benchmarks.case import Case
+from specvit_benchmarks.case import Case, peak_rss_mb
 from specvit_benchmarks.turns import spread
 from specvit_deploy import pipeline
 from specvit_deploy.formats import Catalog
 from specvit_deploy.journal import Journal
 
 STAGES = ("read", "prepare", "infer", "write")
+PROCESS, THREAD, WALL = range(3)
+"""Places in what `now` gives."""
 
 
 class PipelineCase(Case):
@@ -37,70 +40,73 @@ class PipelineCase(Case):
     def __init__(self, bundle: str, engine: str, precision: str, batch: int, threads: int, catalog: str) -> None:
         self.catalog = catalog
         self.options: dict[str, Any] = {
-            "bundle": bundle,
-            "engine": engine,
-            "precision": precision,
-            "batch": batch,
-            "threads": threads,
-        }
+            "bundle": bundle, "engine": engine, "precision": precision, "batch": batch, "threads": threads,
+        }  # fmt: skip
         self.clock: defaultdict[str, float] = defaultdict(float)
-        for owner, name, stage in (
-            (Catalog, "read", "read"),
-            (Journal, "seal", "write"),
-            (pipeline, "_merge", "write"),
-        ):
-            setattr(owner, name, self.timed(getattr(owner, name), stage))
+        self.peak_rss_mb = 0.0
+        for owner, name in ((Catalog, "read"), (Journal, "seal")):
+            setattr(owner, name, self.timed(getattr(owner, name), name))
 
-    def timed(self, function: Callable[..., Any], stage: str) -> Callable[..., Any]:
-        """Add the processor time of the calling thread to a stage; of reading, apart what another thread does."""
+    def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
+        """Add the processor time of the calling thread to a clock, another one if it is not the main thread."""
 
         @wraps(function)
         def run(*arguments: Any, **options: Any) -> Any:
+            here = name if threading.current_thread() is threading.main_thread() else f"{name} aside"
             begun = time.thread_time()
             try:
                 return function(*arguments, **options)
             finally:
-                where = stage if threading.current_thread() is threading.main_thread() else f"{stage} ahead"
-                self.clock[where] += time.thread_time() - begun
+                self.clock[here] += time.thread_time() - begun
+                self.clock[f"end of {name}"] = time.thread_time()
 
         return run
 
     def warm_up(self, seconds: float) -> dict[str, Any]:
-        """One run that is not counted."""
+        """One run that is not counted, but for its memory: each run loads the engine again."""
         self.turn()
+        self.peak_rss_mb = peak_rss_mb()
         return {}
 
+    def memory(self) -> dict[str, Any]:
+        """Peak resident memory of one run."""
+        return {"peak_rss_mb": self.peak_rss_mb}
+
     def turn(self) -> dict[str, Any]:
-        """Run once; times begin when the engine is loaded.
+        """Run once; time begins when the engine is loaded.
 
         Engines may compute in threads of their own: inference is what the process took and no other stage did.
         """
-        begun: dict[str, float] = {}
+        clock, marks, rows = self.clock, [], 0
 
         def loaded(engine: Any) -> None:
-            engine.run = self.timed(engine.run, "in engine")
-            begun.update(now())
-
-        rows = 0
+            engine.run = self.timed(engine.run, "run")
+            marks.append(now())
 
         def start(number: int) -> None:
             nonlocal rows
             rows = number
+            marks.append(now())
+            clock.clear()
 
-        self.clock.clear()
         with TemporaryDirectory(dir=Path(self.catalog).parent) as folder:
             pipeline.predict(self.catalog, Path(folder) / "result.h5", **self.options, loaded=loaded, start=start)
-            took = {name: value - begun[name] for name, value in now().items()}
-        clock = self.clock
-        stages = {"read": clock["read"] + clock["read ahead"], "write": clock["write"]}
-        stages["prepare"] = took["main"] - clock["in engine"] - clock["read"] - clock["write"]
-        stages["infer"] = took["cpu"] - sum(stages.values())
-        return {"rows": rows, "cpu_s": took["cpu"], "wall_s": took["wall"], "stages": stages}
+            marks.append(now())
+        whole, begin, main = marks[2] - marks[0], marks[1] - marks[0], marks[2] - marks[1]
+        write = clock["seal"] + marks[2][THREAD] - clock["end of seal"]
+        stages = {
+            "begin": begin[PROCESS],
+            "read": clock["read"] + clock["read aside"],
+            "prepare": main[THREAD] - clock["run"] - clock["read"] - write,
+            "write": write,
+        }
+        stages["infer"] = whole[PROCESS] - sum(stages.values())
+        return {"rows": rows, "cpu_s": whole[PROCESS], "wall_s": whole[WALL], "stages": stages}
 
 
-def now() -> dict[str, float]:
-    """Processor time of the process and of this thread, and time of day; seconds."""
-    return {"cpu": time.process_time(), "main": time.thread_time(), "wall": time.perf_counter()}
+def now() -> NDArray[np.float64]:
+    """Seconds (3,): processor time of the process and of this thread, and wall time."""
+    return np.array([time.process_time(), time.thread_time(), time.perf_counter()])
 
 
 def stages_of(runs: Sequence[dict[str, Any]], engine_rates: NDArray[np.float64]) -> dict[str, Any]:
@@ -119,6 +125,7 @@ def stages_of(runs: Sequence[dict[str, Any]], engine_rates: NDArray[np.float64])
         "format": "hdf5",
         "compression": None,
         **{f"{s}_ms": float(np.median([1e3 * run["stages"][s] / run["rows"] for run in runs])) for s in STAGES},
+        "begin_s": float(np.median([run["stages"]["begin"] for run in runs])),
         "end_to_end_spectra_per_second": spread(whole),
         "end_to_end_spectra_per_wall_second": spread(np.array([run["rows"] / run["wall_s"] for run in runs])),
         "engine_only_spectra_per_second": spread(engine_rates),
