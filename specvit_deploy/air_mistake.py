@@ -31,6 +31,8 @@ TEMPLATES = (
 """Labels of the emulated spectra."""
 BRIGHTEST, GROUPS, FEWEST = 50, 10, 4
 """Rows that are used, groups they are averaged in, and the fewest rows that say anything."""
+FAINTEST = 0.5
+"""Median S/N below which a row says nothing: errors that are none would weight sky residuals."""
 SIGNIFICANT = 5.0
 """Standard errors by which the shift must differ from zero; and it must agree with air within three."""
 TOLERANCE = 12.0
@@ -87,7 +89,7 @@ def look_for_air(flux: NDArray[Any], error: NDArray[Any], emulator: Emulator | N
     flux, error = np.asarray(flux, np.float64)[:, window], np.asarray(error, np.float64)[:, window]
     snr = np.nan_to_num(median_snr(flux.astype(np.float32), error.astype(np.float32)), nan=-np.inf)
     good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
-    usable = (good.mean(axis=1) > 0.5) & (snr > 0)
+    usable = (good.mean(axis=1) > 0.5) & (snr > FAINTEST)
     chosen = np.argsort(-np.where(usable, snr, -np.inf), kind="stable")[: min(BRIGHTEST, int(usable.sum()))]
     if len(chosen) < FEWEST:
         return AirVerdict(np.nan, np.nan, 0.0, "undecided")
