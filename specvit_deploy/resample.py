@@ -10,9 +10,9 @@ smeared by a Gaussian: with H(x) = x Phi(x / s) + s phi(x / s), which is max(x, 
     o_ij = H(B_i - a_j) - H(B_i - b_j) - H(A_i - a_j) + H(A_i - b_j)        input bin [a_j, b_j], output bin [A_i, B_i]
 
 Rebinned pixels share noise. The square of `Rebinned.error` is the variance of white noise with the same power at low
-frequencies: v_i = sum_j o_ij w_j s_j / g_i^2, w_j = width of an input bin, s_j = its variance and its covariances with
-its neighbours (for complete pixels the row sum of C_out). It keeps the information in features wider than a few
-pixels; the variance alone would count it twice after a shift by half a pixel.
+frequencies: v_i = sum_j o_ij w_j s_j / g_i^2, w_j = width of an input bin, s_j = its variance and its positive
+covariances with its neighbours (without negative ones, for complete pixels, the row sum of C_out). It keeps the
+information in features wider than a few pixels; the variance alone would count it twice after a shift by half a pixel.
 
 A model that was trained on white noise misjudges what is smoother. So noise can be filled in where rebinning took it
 away, between the pixels that share an input bin: with z_ij = sqrt(s_j w_j o_ij) N(0, 1),
@@ -20,7 +20,8 @@ away, between the pixels that share an input bin: with z_ij = sqrt(s_j w_j o_ij)
     flux_i += sum_j (z_ij - o_ij / w_j sum_k z_kj) / g_i
 
 is zero when summed over the pixels of an input bin, so that wide features keep what is known of them, and the
-covariance of the result is diag(v) exactly for white input: C_out plus the covariance of a multinomial split.
+covariance of the result is diag(v) exactly for white input: C_out plus the covariance of a multinomial split. Input
+whose neighbours share noise is made white first (`specvit_deploy.whitening`).
 """
 
 from __future__ import annotations
@@ -33,19 +34,14 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-Array = NDArray[np.float64]
-Single = NDArray[np.float32]
+from specvit_deploy.whitening import BAND, Array, Single, complement, numbers, shared, usable
 
 COVERED = 0.5
 """An output pixel with less than this share of its width covered is missing."""
-BAND = 2
-"""Off-diagonals of the covariance that are kept."""
 REACH = 5.0
 """Standard deviations at which the smearing Gaussian is cut."""
 GAP = 1.5
 """A distance to the next centre this many times the one before is a gap, not a wide bin."""
-POOL = 1 << 18
-"""Random numbers that filled-in noise is taken from, from a place that the row's seed decides."""
 ROWS = 8
 """Rows worked on at a time: they stay in the cache."""
 
@@ -196,8 +192,10 @@ class Rebinning:
         whole = bool(good.all())
         flux, error = (x if whole else np.where(good, x, x.dtype.type(0)) for x in (flux, error))
         variance = np.square(error, dtype=np.float64)
-        neighbours = None if given is None else _usable(given, good)
-        noise = variance if neighbours is None else variance + _row_sum(neighbours)
+        neighbours = None if given is None else usable(given, good)
+        noise = variance if neighbours is None else variance + shared(neighbours)
+        if neighbours is not None and seeds is not None:
+            flux = flux + complement(neighbours, seeds)
         covered = self._sum(self.overlap, np.ones((1, flux.shape[1])) if whole else good)
         missing = np.broadcast_to(covered < COVERED * self.width, (len(flux), len(self.width)))
         inverse = 1.0 / np.where(missing, np.inf, covered)
@@ -231,18 +229,17 @@ class Rebinning:
 
     def _noise(self, noise: Array, seeds: NDArray[np.int64]) -> Array:
         """Noise (N, n) to fill in before division by what is covered, for variances `noise` (N, m)."""
-        pool, count, m = _pool(), self.index.size, len(self.size)
+        count, m = self.index.size, len(self.size)
         bins, root, share, outside = self._pieces
         sigma = np.sqrt(np.maximum(noise * self.size, 0.0)).astype(np.float32)
         fill = np.empty((len(noise), len(self.width)))
         for row, seed in enumerate(seeds):
-            first = int(seed) % max(len(pool) - count - m, 1)
-            numbers = pool[first : first + count + m] if count + m <= len(pool) else np.resize(pool, count + m)
+            drawn = numbers(seed, count + m)
             z = sigma[row].take(bins)
             z *= root
-            z *= numbers[:count]
+            z *= drawn[:count]
             total = np.bincount(bins, z, m)
-            total += outside * sigma[row] * numbers[count:]
+            total += outside * sigma[row] * drawn[count:]
             z -= share * total.astype(np.float32).take(bins)
             z.reshape(self.index.shape).sum(axis=0, out=fill[row])
         return fill
@@ -276,29 +273,6 @@ class Rebinning:
         tap = self.index + shift - self.index[0, later]
         inside = (tap >= 0) & (tap < taps) & (np.arange(n) + lag < n)
         return np.where(inside, self.overlap[tap.clip(0, taps - 1), later], 0.0)
-
-
-def _usable(covariance: NDArray[Any], good: NDArray[np.bool_]) -> Array:
-    """Off-diagonals (N, 2, m), 0 where either pixel is bad or the value is not finite."""
-    out = np.zeros(covariance.shape)
-    for k in range(1, BAND + 1):
-        both = good[:, :-k] & good[:, k:] & np.isfinite(covariance[:, k - 1, :-k])
-        out[:, k - 1, :-k] = np.where(both, covariance[:, k - 1, :-k], 0.0)
-    return out
-
-
-def _row_sum(neighbours: Array) -> Array:
-    """Sum (N, m) of a pixel's covariances with the pixels on both sides."""
-    out = neighbours.sum(axis=1)
-    for k in range(1, BAND + 1):
-        out[:, k:] += neighbours[:, k - 1, :-k]
-    return np.asarray(out, np.float64)
-
-
-@cache
-def _pool() -> Single:
-    """Standard normal numbers (POOL,), always the same."""
-    return np.random.default_rng(20).standard_normal(POOL, dtype=np.float32)
 
 
 @cache

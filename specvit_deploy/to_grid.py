@@ -15,8 +15,9 @@ from specvit_deploy.formats.rows import Rows
 from specvit_deploy.grid import WavelengthGrid
 from specvit_deploy.line_spread import LineSpread
 from specvit_deploy.quality import Quality
-from specvit_deploy.resample import BAND, Bins, Rebinned, Rebinning
+from specvit_deploy.resample import Bins, Rebinned, Rebinning
 from specvit_deploy.wavelength_frame import Array, air_to_vacuum, rest_factor
+from specvit_deploy.whitening import BAND, whitened
 
 
 @dataclass(frozen=True)
@@ -110,8 +111,8 @@ def on_grid(
     band : bool
         Whether to give variance and covariance.
     whiten : bool
-        Fill in the noise that rebinning took out of features narrower than the input's bins, as the module `resample`
-        says; the numbers depend on the row's flux alone.
+        Fill in the noise that rebinning, now or before, took out of narrow features, as the modules `resample` and
+        `whitening` say; the numbers depend on the row's flux alone.
 
     Returns
     -------
@@ -147,14 +148,15 @@ def on_grid(
         wave = (_vacuum(rows, rows.wave[index[0]]) if shared is None else shared) * rest
         sharp = lsf is not None and bool(lsf.sharper(wave).any())
         given = None if rows.covariance is None else rows.covariance[index] / unit[index, None, None] ** 2
+        seeds = np.array([crc32(rows.flux[i].tobytes()) for i in index]) if whiten else None
         near = len(wave) == grid.n and abs(wave[0] - grid.start) < grid.step
         if near and grid.matches(wave) and not sharp:
-            new = Rebinned(flux[index], error[index], error[index] ** 2.0, given)
+            own = flux[index], error[index]
+            new = Rebinned(*(own if given is None else whitened(*own, given, seeds)), error[index] ** 2.0, given)
         else:
             flags[index] |= np.int32(Quality.RESAMPLED)
             if not _overlaps(wave, grid) or (shared is None and not _rises(wave)):
                 continue
-            seeds = np.array([crc32(rows.flux[i].tobytes()) for i in index]) if whiten else None
             bins = Bins.around(wave) if source is None else source.scaled(rest)
             smear = lsf.missing(wave, bins.high - bins.low) if lsf is not None and sharp else 0.0
             operator = Rebinning.between(bins, target, smear)

@@ -95,7 +95,8 @@ class Catalog:
     path : path
         A file of a known format, or a folder of shards.
     grid : WavelengthGrid
-        The grid that rows are brought to. Rows that are on it, in vacuum and at rest, are read untouched.
+        The grid that rows are brought to. Rows that are on it, in vacuum, at rest and with noise of its own in every
+        pixel are read untouched.
     keep : sequence of str
         Scalar columns of the file to carry along.
     velocity : float or str, optional
@@ -167,6 +168,8 @@ class Catalog:
         rows = self._declared(self.source.read(start, stop))
         native = self._native(rows)
         untouched = native & (self.lsf is None) & (True if rows.velocity is None else rows.velocity == 0)
+        if rows.covariance is not None:
+            untouched &= ~rows.covariance.any(axis=(1, 2))
         if untouched.all():
             return _as_they_are(rows, any_unit)
         from specvit_deploy.to_grid import to_grid
