@@ -101,6 +101,7 @@ def made_report(length: str = "standard") -> dict[str, Any]:
             "format": "hdf5",
             "compression": "gzip 4, shuffled",
             **parts,
+            "begin_s": 0.12,
             "end_to_end_spectra_per_second": [whole, 0.98 * whole, 1.01 * whole],
             "end_to_end_spectra_per_wall_second": [0.97 * whole, 0.95 * whole, 0.98 * whole],
             "engine_only_spectra_per_second": [1e3 / parts["infer_ms"], 1.25e3, 1.33e3],
@@ -128,18 +129,23 @@ def made_report(length: str = "standard") -> dict[str, Any]:
                 "name": name,
                 "what": what,
                 "spectra_per_cpu_second": [rate, 0.97 * rate, 1.03 * rate],
-                "ratio_default_over_peer": [1327 / rate, 1290 / rate, 1365 / rate],
+                "ratio_default_over_peer": [1120 / rate, 1100 / rate, 1140 / rate],
                 "accuracy": [
                     {"snr": f"{snr}", "r2": [r2, r2 - 0.02, r2 + 0.02], "rmse": 0.6, "n": 500}
-                    for snr, r2 in zip((5, 10, 20), (low, low + 0.12, low + 0.2), strict=True)
+                    for snr, r2 in ([] if low is None else zip((5, 10, 20), (low, low + 0.12, low + 0.2), strict=True))
                 ],
             }
             for name, what, rate, low in (
-                ("research loop", "the network of the study as its own loop runs it, torch eager", 64.0, 0.68),
+                ("pfs-mr", "this package, from an HDF5 file to a result file", 1120.0, 0.69),
+                ("torch loop", "the network of the study as its own loop runs it, torch eager", 64.0, 0.68),
                 ("LightGBM", "trees on binned flux", 8300.0, 0.32),
                 ("template fit", "chi2 over the emulator, one start", 48.0, 0.47),
-                ("rvspecfit", "template interpolation, five starts", 0.9, 0.45),
+                ("torch loop, p16_h256_L6", "a network of the published shape, random weights", 9.1, None),
+                ("rvspecfit, five labels", "template interpolation, five starts", 0.9, 0.45),
             )
         ],
-        "notes": ["not MLPerf length: 96 s a case, not the 600 s of its offline scenario"],
+        "notes": [
+            "not MLPerf length: its offline scenario asks for 600.0 s and 24,576 spectra, the shortest case had 11 s",
+            "unstable: openvino/int8-bf16 at batch 64; measure again on a machine that does nothing else",
+        ],
     }

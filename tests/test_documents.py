@@ -42,7 +42,8 @@ def test_accuracy_in_the_readme_is_that_of_the_shipped_bundles(scenario: str) ->
 def test_the_tables_of_the_readme_are_those_that_the_results_make() -> None:
     assert tables.fill(README) == README
     for name in tables.TABLES:
-        assert f"<!-- {name} -->" in README
+        measured = name != "performance" or (RESULTS / "benchmark.json").exists()
+        assert not measured or f"<!-- {name} -->" in README
 
 
 def test_a_table_that_nobody_makes_is_refused() -> None:

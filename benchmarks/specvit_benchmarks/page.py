@@ -8,7 +8,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
+from specvit_benchmarks import page_tables as tables
 from specvit_benchmarks import page_words as words
+from specvit_benchmarks.planning import plan
 from specvit_benchmarks.plots import frontier_figure, throughput_figure
 from specvit_benchmarks.plots_bars import memory_figure, precision_figure, roofline_figure, stages_card
 from specvit_benchmarks.plots_scaling import scaling_figures
@@ -39,14 +41,15 @@ def write_page(report: dict[str, Any], path: str | Path) -> Path:
     validate(report)
     body = [
         words.summary(report),
-        words.engines_card(report),
+        tables.engines_card(report),
         throughput_figure(report),
         precision_figure(report),
         frontier_figure(report),
-        words.peers_card(report),
+        tables.peers_card(report),
         stages_card(report),
         _pair(roofline_figure(report), memory_figure(report)),
         _pair(*scaling_figures(report)),
+        tables.planning_card(plan(report)) if report["stages"] and report["bundle"]["gflop"] else "",
         words.provenance_card(report),
     ]
     ours = files("specvit_benchmarks") / "page"

@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from specvit_benchmarks.selection import Case, best, bests, by_pair, main_case, on_a_card, pair, ran, rate
+from specvit_benchmarks.selection import Case, best, bests, by_pair, main_case, on_a_card, ran, rate
 from specvit_deploy.report_drawing import Plot, Scale, figure, key, svg, text
 
 HALF = (490, 350)
 """Widths of a figure that shares a row with another: wide and narrow screens."""
 GAP = 15.0
 """Least distance of two labels, pixels."""
-ALL = "whole test set"
+LETTER = 6.6
+"""Width of a letter, about, pixels."""
+ALL = "engines, whole test set"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8-bf16")
 
 
@@ -103,14 +105,14 @@ class Spot:
 
 def frontier_figure(report: dict[str, Any]) -> str:
     """R2 of log g against speed, a panel per test set: engines over the whole one, peers where they were scored."""
-    main = main_case(report)
+    ours = report["bundle"]["name"], f"p-{main_case(report)['precision']}"
     panels: dict[str, list[Spot]] = {ALL: []}
     for case in bests(report):
-        name = f"{report['bundle']['name']}, {pair(case)}" if pair(case) == pair(main) else ""
-        panels[ALL].append(Spot(name, f"p-{case['precision']}", rate(case)[0], tuple(case["r2"])))
+        panels[ALL].append(Spot("", f"p-{case['precision']}", rate(case)[0], tuple(case["r2"])))
     for peer in report["peers"] or []:
         for cell in peer["accuracy"]:
-            spot = Spot(peer["name"], "peer", peer["spectra_per_cpu_second"][0], tuple(cell["r2"]))
+            tone = ours[1] if peer["name"] == ours[0] else "peer"
+            spot = Spot(peer["name"], tone, peer["spectra_per_cpu_second"][0], tuple(cell["r2"]))
             panels.setdefault(cell["snr"], []).append(spot)
     spots = [spot for panel in panels.values() for spot in panel]
 
@@ -120,7 +122,7 @@ def frontier_figure(report: dict[str, Any]) -> str:
         parts = []
         for number, (name, panel) in enumerate(panels.items()):
             x, y = number % columns * (room + 28), 20 + number // columns * 324
-            alike = spots if any(spot.tone == "peer" for spot in panel) else panel
+            alike = panel if name == ALL else [spot for snr, found in panels.items() if snr != ALL for spot in found]
             frame = Plot(room, 280, speeds([spot.rate for spot in alike], 46, room - 8), _scores(alike))
             head = text(0, -8, name if name == ALL else f"S/N {name}", "panel")
             parts.append(f'<g transform="translate({x:.1f} {y})">{head}{_frontier(frame, panel)}</g>')
@@ -140,25 +142,25 @@ def _scores(spots: list[Spot]) -> Scale:
 
 def _frontier(frame: Plot, spots: list[Spot]) -> str:
     parts = [frame.axes("spectra per second, one core", "R² of log g", x_format=short)]
-    named = []
+    named: list[tuple[float, float, str]] = []
     for spot in spots:
         x, (y, low, high) = float(frame.x(spot.rate)), (float(v) for v in frame.y(list(spot.r2)))
         parts.append(f'<path class="whisker {spot.tone}" d="M{x:.1f} {low:.1f}V{high:.1f}"/>')
         parts.append(f'<circle class="point {spot.tone}" cx="{x:.1f}" cy="{y:.1f}" r="3.4"/>')
-        if spot.tone == "peer":
-            named.append((x, y, spot.name, "over"))
-        elif spot.name:
-            parts.append(text(x + 6, high - 10, hyphens(spot.name), "over", "end"))
+        if spot.name:
+            named.append((x, y, spot.name))
     return "".join([*parts, labels_beside(frame, named)])
 
 
-def labels_beside(frame: Plot, named: Sequence[tuple[float, float, str, str]]) -> str:
-    """Names (x, y, words, class) beside their points: right of those on the left, left of the others; none overlap."""
-    middle, parts = 0.5 * (frame.x.start + frame.x.end), []
-    for side, anchor in ((1, "start"), (-1, "end")):
-        here = [point for point in named if (point[0] < middle) == (side == 1)]
-        for y, (x, _, words, name) in zip(spread_out([point[1] for point in here]), here, strict=True):
-            parts.append(text(x + 9 * side, y + 4, hyphens(words), name, anchor))
+def labels_beside(frame: Plot, named: Sequence[tuple[float, float, str]]) -> str:
+    """Names (x, y, words) beside their points, right of them where there is room; no two at one height."""
+    parts = []
+    for at, (x, y, words) in zip(spread_out([y for _, y, _ in named]), named, strict=True):
+        right = x + 9 + LETTER * len(words) < frame.x.end
+        side = 1 if right else -1
+        if abs(at - y) > LETTER:
+            parts.append(f'<path class="leader" d="M{x:.1f} {y:.1f}L{x + 8 * side:.1f} {at:.1f}"/>')
+        parts.append(text(x + 9 * side, at + 4, hyphens(words), "over", "start" if right else "end"))
     return "".join(parts)
 
 

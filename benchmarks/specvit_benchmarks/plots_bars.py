@@ -192,8 +192,9 @@ def stages_card(report: dict[str, Any]) -> str:
         f"{stages['format'].upper()} catalogue of {stages['rows']:,} spectra{compressed}; {pair(stages)}, batch "
         f"{stages['batch']}. The whole way reaches {100 * middle:.0f} % ({100 * low:.0f} to {100 * high:.0f} %) "
         f"of the engine alone, {stages['end_to_end_spectra_per_second'][0]:,.0f} against "
-        f"{stages['engine_only_spectra_per_second'][0]:,.0f} spectra per CPU second."
-    )
+        f"{stages['engine_only_spectra_per_second'][0]:,.0f} spectra per CPU second. "
+        f"To begin takes {stages['begin_s']:.2f} s of processor time, however many spectra."
+    ).replace(" %", "\u00a0%")
     return (
         f'<section class="card"><h2>Where the time goes</h2>{draw(1000, "wide")}{draw(350, "narrow")}'
         f'<table class="stages"><tbody>{lines}</tbody></table><p class="small">{escape(said)}</p></section>'

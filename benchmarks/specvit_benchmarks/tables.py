@@ -7,12 +7,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
+from specvit_benchmarks.markdown import interval, table
+from specvit_benchmarks.performance import performance
+from specvit_benchmarks.schema import load
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.errors import SpecVitError
 
@@ -32,17 +35,6 @@ def report(name: str, folder: Path = RESULTS) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise SpecVitError(f"no result {name} ({error}); the README says which command makes it") from None
     return loaded
-
-
-def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Lay out Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *rows))
-
-
-def interval(values: Sequence[float], form: str = ".3f") -> str:
-    """Format a value with its interval."""
-    value, low, high = (format(v, form) for v in values)
-    return f"{value} ({low} to {high})" if "+" in form else f"{value} ({low}-{high})"
 
 
 def accuracy(scenario: str) -> str:
@@ -223,6 +215,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "coverage pfs-mr": lambda: coverage("pfs-mr"),
     "engines": engines,
     "outside network": outside_network,
+    "performance": lambda: performance(load(RESULTS / "benchmark.json")),
 }
 
 
