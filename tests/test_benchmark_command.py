@@ -232,7 +232,7 @@ def test_a_card_is_watched_where_nvidia_smi_is(tmp_path: Path, monkeypatch: pyte
 class Runtime:
     """CUDA as far as events go: an event holds the time at which it was recorded."""
 
-    cudaError_t = SimpleNamespace(cudaSuccess=0)
+    cudaError_t = SimpleNamespace(cudaSuccess=0)  # noqa: N815
 
     def __init__(self) -> None:
         self.clock, self.events = 0.0, []  # type: float, list[float]

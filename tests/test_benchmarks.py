@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from specvit_benchmarks import limits_speed, near_nodes, published_ceiling
+from specvit_benchmarks import near_nodes, published_ceiling
 
 from specvit_deploy.cli import main
 from specvit_deploy.emulator import default_emulator
@@ -65,12 +65,6 @@ def test_differences_of_the_emulator_itself_give_its_own_bounds() -> None:
         assert cell["ratio_5d"] == pytest.approx(1.0, abs=0.05)
         assert max(cell["jacobian_misfit"].values()) < 0.1
         assert set(cell["jacobian_misfit"]) == set(LABELS)
-
-
-def test_contestants_take_turns() -> None:
-    calls: list[str] = []
-    found = limits_speed.take_turns({"a": lambda: calls.append("a"), "b": lambda: calls.append("b")}, 3)
-    assert calls == ["a", "b"] * 4 and set(found) == {"a", "b"}
 
 
 def test_rows_without_a_file_to_take_them_from_are_refused() -> None:

@@ -26,6 +26,8 @@ from specvit_training.torch_engine import TorchEngine, rebuild
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
+from specvit_benchmarks.agreement import difference
+from specvit_benchmarks.case import SIDE
 from specvit_benchmarks.network_share import network_share
 from specvit_benchmarks.turns import Array, machine, one_thread, rounds_of, spread
 from specvit_deploy import __version__
@@ -34,12 +36,9 @@ from specvit_deploy.bundle import Bundle, load_bundle
 from specvit_deploy.engines import available, choose, engine_module
 from specvit_deploy.engines.onnxruntime import OnnxRuntimeEngine
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.labels import LOG_G
 from specvit_deploy.recipe import test_recipe
 
 EAGER, COMPILED = "torch eager/fp32", "torch compiled/fp32"
-SIDE = 1024
-"""Of the square matrices whose product is the ceiling."""
 CEILINGS = {"fp32": "ceiling float32 (numpy)", "bf16": "ceiling bfloat16 (torch)"}
 BATCHES = (1, 8, 16, 32, 64)
 ELSEWHERE = ("torch", "cuda", "tensorrt", "tensorrt-rtx")
@@ -184,27 +183,6 @@ def speed(rows: int, seconds: Array, eager: Array) -> dict[str, list[float]]:
 def share_of(ceiling: float | None, gflops: float) -> float | None:
     """Share of what the core reaches in a product of matrices of that precision; None where that was not measured."""
     return None if ceiling is None else gflops / ceiling
-
-
-def difference(found: dict[str, Array], reference: dict[str, Array]) -> dict[str, float]:
-    """Difference of log g to torch, in dex and in its stated error, over rows that have a log g.
-
-    Raises
-    ------
-    SpecVitError
-        If one has a log g where the other has none.
-    """
-    ours, theirs = found["labels"][:, LOG_G].astype(np.float64), reference["labels"][:, LOG_G].astype(np.float64)
-    if not np.array_equal(np.isnan(ours), np.isnan(theirs)):
-        raise SpecVitError("an engine gives no log g where torch does, or the other way round; export the bundle again")
-    good = ~np.isnan(theirs)
-    dex = np.abs(ours - theirs)[good]
-    sigma = dex / reference["log_g_err"][good]
-    return {
-        f"{figure}_{unit}": float(value)
-        for unit, values in (("dex", dex), ("sigma", sigma))
-        for figure, value in (("rms", np.sqrt((values**2).mean())), ("p999", np.percentile(values, 99.9)))
-    }
 
 
 def by_batch(bundle: Bundle, results: list[dict[str, Any]], flux: Array, error: Array, rounds: int) -> dict[str, Any]:

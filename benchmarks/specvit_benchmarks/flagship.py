@@ -12,8 +12,6 @@ processor time of a training step here, extrapolated.
 from __future__ import annotations
 
 import json
-import os
-import platform
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +27,7 @@ from specvit_training.second_look import SecondLook
 from specvit_training.stream import Share, Stream
 from specvit_training.vit import parameter_count
 
-from specvit_benchmarks.limits_speed import _processor
+from specvit_benchmarks.turns import machine
 from specvit_deploy import __version__
 from specvit_deploy.atomic import check_outputs, whole_file
 from specvit_deploy.errors import SpecVitError
@@ -195,8 +193,7 @@ def main(
         )
     result: dict[str, Any] = {"version": __version__, "torch": torch.__version__, "assumptions": assumed.describe()}
     if measured:
-        result["machine"] = {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version(),
-                             "threads": 1, "precision": "float32"}  # fmt: skip
+        result["machine"] = {**machine(), "threads": 1, "precision": "float32"}
     with whole_file(output) as temporary:
         temporary.write_text(json.dumps({**result, "networks": rows}, indent=1) + "\n")
 

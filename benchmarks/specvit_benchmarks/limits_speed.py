@@ -8,10 +8,7 @@ One thread. Contestants of a comparison take turns; medians over rounds, in proc
 from __future__ import annotations
 
 import json
-import os
-import platform
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -24,6 +21,7 @@ from specvit_export.graph import build_graph
 from specvit_training.estimator import Estimator
 from specvit_training.vit import CONFIGS
 
+from specvit_benchmarks.turns import machine, rounds_of
 from specvit_deploy import __version__
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.emulator import default_emulator
@@ -47,16 +45,9 @@ def spectra(scenario: str, n: int) -> tuple[Any, Any, Any]:
     return labels.astype(np.float64), flux, error
 
 
-def take_turns(contestants: dict[str, Callable[[], object]], rounds: int) -> dict[str, float]:
-    """Median process time in seconds of each, over interleaved rounds after one to warm up."""
-    times: dict[str, list[float]] = {name: [] for name in contestants}
-    for number in range(rounds + 1):
-        for name, run in contestants.items():
-            begun = time.process_time()
-            run()
-            if number:
-                times[name].append(time.process_time() - begun)
-    return {name: float(np.median(values)) for name, values in times.items()}
+def medians(contestants: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, float]:
+    """Median process time in seconds of each contestant over rounds."""
+    return {name: float(np.median(times)) for name, times in rounds_of(contestants, rounds).items()}
 
 
 def graph_cost(config: str, rounds: int) -> dict[str, float]:
@@ -68,7 +59,7 @@ def graph_cost(config: str, rounds: int) -> dict[str, float]:
         build_graph(estimator, whole, {})
         onnx.utils.extract_model(str(whole), str(bare), ["flux", "error"], BARE)
         engines = {name: OnnxRuntimeEngine(path, 1, BATCH) for name, path in (("whole", whole), ("bare", bare))}
-        found = take_turns({name: partial(engine.run, flux, error) for name, engine in engines.items()}, rounds)
+        found = medians({name: partial(engine.run, flux, error) for name, engine in engines.items()}, rounds)
     milliseconds = {name: 1e3 * seconds / BATCH for name, seconds in found.items()}
     return {**milliseconds, "limits": milliseconds["whole"] - milliseconds["bare"]}
 
@@ -82,14 +73,14 @@ def numpy_cost(rounds: int, n: int = 256) -> dict[str, float]:
     def run() -> object:
         return spectrum_information(emulator, labels, ivar, nuisances=nuisances).sigma("log_g")
 
-    return {"spectra_per_second": n / take_turns({"crlb": run}, rounds)["crlb"]}
+    return {"spectra_per_second": n / medians({"crlb": run}, rounds)["crlb"]}
 
 
 def posterior_cost(scenario: str, rounds: int, n: int = 128) -> dict[str, float]:
     """Spectra a second and core of the posterior, and its effective sample size."""
     _, flux, error = spectra(scenario, n)
     sampler = PosteriorSampler(get_scenario(scenario))
-    seconds = take_turns({"posterior": lambda: sampler(flux, error)}, rounds)["posterior"]
+    seconds = medians({"posterior": lambda: sampler(flux, error)}, rounds)["posterior"]
     ess = sampler(flux, error).ess
     return {"spectra_per_second": n / seconds, "ess_median": float(np.median(ess)), "ess_minimum": float(ess.min())}
 
@@ -101,7 +92,7 @@ def main(output: Path, rounds: int) -> None:
     """Measure and write."""
     result = {
         "version": __version__,
-        "machine": {"processor": _processor(), "cores": os.cpu_count(), "python": platform.python_version()},
+        "machine": machine(),
         "threads": 1,
         "batch": BATCH,
         "graph_milliseconds_per_spectrum": {name: graph_cost(name, rounds) for name in ("small", "p16_h256_L6")},
@@ -111,11 +102,6 @@ def main(output: Path, rounds: int) -> None:
     with whole_file(output) as temporary:
         temporary.write_text(json.dumps(result, indent=1) + "\n")
     click.echo(json.dumps(result, indent=1))
-
-
-def _processor() -> str:
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    return next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), platform.machine())
 
 
 if __name__ == "__main__":
