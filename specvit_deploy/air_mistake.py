@@ -8,6 +8,7 @@ in groups; each group's shift is where emulated spectra fit it best around Ca II
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Literal
 
 import numpy as np
@@ -84,8 +85,7 @@ def look_for_air(flux: NDArray[Any], error: NDArray[Any], emulator: Emulator | N
     AirVerdict
         "undecided" with fewer than `FEWEST` rows that hold the triplet.
     """
-    emulator = emulator or default_emulator()
-    window = (emulator.grid.wave > WINDOW[0]) & (emulator.grid.wave < WINDOW[1])
+    window = _window(emulator or default_emulator())
     flux, error = np.asarray(flux, np.float64)[:, window], np.asarray(error, np.float64)[:, window]
     snr = np.nan_to_num(median_snr(flux.astype(np.float32), error.astype(np.float32)), nan=-np.inf)
     good = np.isfinite(flux) & np.isfinite(error) & (error > 0)
@@ -94,9 +94,7 @@ def look_for_air(flux: NDArray[Any], error: NDArray[Any], emulator: Emulator | N
     if len(chosen) < FEWEST:
         return AirVerdict(np.nan, np.nan, 0.0, "undecided")
     stacks = [_average(flux[part], error[part], good[part]) for part in _groups(chosen)]
-    models = np.stack(
-        [emulator.flux(np.tile(labels, (len(VELOCITIES), 1)), VELOCITIES)[:, window] for labels in TEMPLATES]
-    )
+    models = _default_models() if emulator is None else _models(emulator)
     shifts = np.array([_shift(value, ivar, models) for value, ivar in stacks])
     shift = float(np.median(shifts))
     spread = 1.4826 * float(np.median(np.abs(shifts - shift)))
@@ -105,6 +103,22 @@ def look_for_air(flux: NDArray[Any], error: NDArray[Any], emulator: Emulator | N
     significance = abs(shift) / sigma
     air = significance > SIGNIFICANT and abs(shift - AIR_SHIFT) < min(TOLERANCE, max(3.0 * sigma, 5.0))
     return AirVerdict(shift, sigma, significance, "air" if air else "vacuum")
+
+
+def _window(emulator: Emulator) -> NDArray[np.bool_]:
+    """Pixels around the triplet, (n,)."""
+    return (emulator.grid.wave > WINDOW[0]) & (emulator.grid.wave < WINDOW[1])
+
+
+def _models(emulator: Emulator) -> Array:
+    """Emulated spectra around the triplet at all velocities, (T, V, m)."""
+    labels = [np.tile(one, (len(VELOCITIES), 1)) for one in TEMPLATES]
+    return np.stack([emulator.flux(one, VELOCITIES)[:, _window(emulator)] for one in labels])
+
+
+@cache
+def _default_models() -> Array:
+    return _models(default_emulator())
 
 
 def _groups(chosen: NDArray[np.int64]) -> list[NDArray[np.int64]]:

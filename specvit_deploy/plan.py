@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
+
 from specvit_deploy.added_noise import warn_if_noise_free
 from specvit_deploy.air_mistake import look_for_air
 from specvit_deploy.bundle import DEFAULT
@@ -16,6 +18,8 @@ from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.line_spread import LineSpread
+from specvit_deploy.quality import Quality
+from specvit_deploy.slope_mistake import slope_warning
 from specvit_deploy.task import Task, identify, part_rows
 
 FIRST_ROWS = 256
@@ -50,7 +54,8 @@ def make_plan(
 ) -> Plan:
     """Load the model and look at the first rows of the catalogue, which is closed again.
 
-    Parameters are those of `specvit_deploy.predict`. Warns of flux without noise and of wavelengths in air.
+    Parameters are those of `specvit_deploy.predict`. Warns of flux without noise, of wavelengths in air and of
+    slopes that are not those of stars.
 
     Raises
     ------
@@ -68,8 +73,13 @@ def make_plan(
         if noise_level == 0:
             first = source.read(0, min(FIRST_ROWS, rows))
             warn_if_noise_free(first, source.path)
-            if said := look_for_air(first.flux, first.error).warning(str(source.path)):
-                warnings.warn(said, stacklevel=3)
+            calibrated = (first.flags & np.int32(Quality.NOT_FLUX_CALIBRATED)) == 0
+            for said in (
+                look_for_air(first.flux, first.error).warning(str(source.path)),
+                slope_warning(first.flux[calibrated], first.error[calibrated], str(source.path)),
+            ):
+                if said is not None:
+                    warnings.warn(said, stacklevel=3)
     task = Task(
         catalog=str(Path(catalog).absolute()), identity=identity, rows=rows, part=part_rows(runs.batch),
         bundle=str(estimator.bundle.path.absolute()), bundle_sha256=estimator.bundle.sha256, engine=runs.name,

@@ -5,9 +5,10 @@ Files of foreign layouts, units of wavelength and shapes that do not fit are tes
 
 from __future__ import annotations
 
+import functools
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,10 @@ from test_outliers import KINDS, observe, sky_only, stars
 from specvit_deploy.cli import main
 from specvit_deploy.estimator import Estimator
 from specvit_deploy.grid import PFS_MR
+from specvit_deploy.labels import LABEL_BOX
 from specvit_deploy.quality import Quality
 from specvit_deploy.result_formats import Result
+from specvit_deploy.slope_mistake import LARGEST, excess_slope
 
 N, SNR = 24, 15
 WAVE = PFS_MR.wave
@@ -75,6 +78,14 @@ def write(path: Path, flux: Array, error: Array | None = None, wave: Array = WAV
         for name, values in more.items():
             file[name] = values
     return path
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_engine() -> Iterator[None]:
+    """Load the model once for all commands of this file."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Estimator, "load", functools.cache(Estimator.load))
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -165,13 +176,54 @@ def test_flux_per_frequency_is_right_if_it_is_said(spectra: tuple[Array, Array],
     np.testing.assert_allclose(seen.results["log_g"], good.results["log_g"], atol=2e-4)
 
 
+def without_continuum(flux: Array, error: Array) -> tuple[Array, Array]:
+    x = np.linspace(-1, 1, PFS_MR.n)
+    weights = zip(flux, error, strict=True)
+    continuum = np.stack([np.polyval(np.polyfit(x, row, 3, w=1 / sigma), x) for row, sigma in weights])
+    return flux / continuum, error / continuum
+
+
+SLOPES: dict[str, tuple[Callable[[Array, Array], tuple[Array, Array]], str]] = {
+    "per frequency, not said": (lambda f, e: (f * (WAVE / 8000) ** 2, e * (WAVE / 8000) ** 2), r"rises 1\.[456]"),
+    "converted twice": (lambda f, e: (f / (WAVE / 8000) ** 2, e / (WAVE / 8000) ** 2), r"falls 1\.[456]"),
+    "continuum divided out": (without_continuum, r"rises 1\.[345]"),
+}
+
+
+@pytest.mark.parametrize("case", SLOPES)
+def test_slopes_that_are_not_those_of_stars_are_told_in_one_line(
+    case: str, spectra: tuple[Array, Array], tmp_path: Path
+) -> None:
+    make, message = SLOPES[case]
+    (line,) = predict(write(tmp_path / "c.h5", *make(*spectra))).warnings
+    assert re.search(rf"c\.h5 {message} times more than that of stars, .*write its unit into the file$", line)
+
+
+@pytest.mark.parametrize("snr", [4, 60])
+def test_no_sort_of_star_has_a_slope_that_is_warned_of(snr: int) -> None:
+    rng = np.random.default_rng(snr)
+    for low, high in ((3750, 4100), (3750, 6000), (5500, 6000)):
+        labels = rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (60, 5))
+        labels[:, 0] = rng.uniform(low, high, 60)
+        flux, error = observe(stars(rng, 60, labels), snr, rng)
+        assert abs(excess_slope(flux, error)) < LARGEST / 2
+        bad = rng.random(flux.shape) < 0.3
+        assert abs(excess_slope(np.where(bad, np.nan, flux), error)) < LARGEST / 2
+    for rate in (0.8, 1.3):
+        tilt = 1 + (rate - 1) / (rate + 1) * np.linspace(-1, 1, PFS_MR.n)
+        moved = excess_slope(flux * tilt, error * tilt) - excess_slope(flux, error)
+        assert moved == pytest.approx((rate - 1) / (rate + 1), abs=0.04)
+    assert np.isnan(excess_slope(flux[:7], error[:7])) and np.isnan(excess_slope(-flux, error))
+    assert np.isnan(excess_slope(flux, np.inf * error))
+
+
 MEANT: dict[str, tuple[Callable[[Array, Array], dict[str, Any]], tuple[str, ...], str]] = {
     "variance for error": (lambda f, e: {"flux": f, "error": e**2}, ("HIGH_SNR", "POOR_FIT", "UNFAMILIAR_NOISE"), ""),
     "ivar for error": (lambda f, e: {"flux": f, "error": e**-2.0}, ("LOW_SNR", "UNFAMILIAR_NOISE"), "noise-free"),
     "error for ivar": (lambda f, e: {"flux": f, "ivar": e}, ("LOW_SNR", "UNFAMILIAR_NOISE"), "noise-free"),
     "flux for error": (lambda f, e: {"flux": e, "error": f}, ("LOW_SNR", "UNFAMILIAR_NOISE"), "noise-free"),
     "one error for all pixels": (lambda f, e: {"flux": f, "error": 0 * e + np.median(e)}, ("UNFAMILIAR_NOISE",), ""),
-    "magnitudes for flux": (lambda f, e: {"flux": -2.5 * np.log10(np.abs(f)), "error": e}, ("POOR_FIT",), ""),
+    "magnitudes for flux": (lambda f, e: {"flux": -2.5 * np.log10(np.abs(f)), "error": e}, ("POOR_FIT",), "nJy"),
     "flux zero": (lambda f, e: {"flux": 0 * f, "error": e}, ("LOW_SNR", "NEGATIVE_FLUX"), "noise-free"),
 }  # fmt: skip
 
@@ -200,7 +252,8 @@ def test_what_is_no_star_is_named_in_the_summary(kind: str, tmp_path: Path) -> N
     rng = np.random.default_rng(4)
     flux, error = sky_only(rng, N) if kind == "sky" else observe(KINDS[kind](rng, N), SNR, rng)
     seen = predict(write(tmp_path / "c.h5", flux, error))
-    assert (seen.code, seen.warnings, seen.error) == (0, [], "")
+    assert (seen.code, seen.error) == (0, "")
+    assert [line.count("of no stars?") for line in seen.warnings] == [1] * (kind != "sky")  # their slope is another
     assert all(seen.bits.get(bit, 0) >= 0.75 * N for bit in OTHERS[kind]), seen.bits
     outlier = Quality.POOR_FIT | Quality.OUT_OF_DISTRIBUTION
     assert ((seen.results["quality"] & outlier) != 0).mean() > 0.9
