@@ -33,7 +33,7 @@ from specvit_deploy.lattice import RegularGrid, lattice_jacobian
 from specvit_deploy.noise import transmission
 from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.prior import Prior
-from specvit_deploy.quality import median_snr
+from specvit_deploy.quality import Quality, median_snr
 from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import SURVEY, get_scenario
 from specvit_deploy.simulator import NumpyDraws, Simulator
@@ -135,7 +135,7 @@ class Worker:
         n = rows.stop - rows.start
         recipe = self.job.recipe
         if recipe is None:
-            return {"truth": self.truth[rows]}, *self._read_catalog(rows)
+            return self._read_catalog(rows)
         if self.job.labels is None:
             spectra = draw_block(self.simulator, recipe.seed, block)
         else:
@@ -146,7 +146,7 @@ class Worker:
         columns = {"truth": truth, "brightness": bright[:n]}
         return columns, spectra.flux[:n], np.where(spectra.bad, np.inf, spectra.error)[:n].astype(np.float32)
 
-    def _read_catalog(self, rows: slice) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    def _read_catalog(self, rows: slice) -> tuple[Columns, NDArray[np.float32], NDArray[np.float32]]:
         assert self.job.catalog is not None
         with Catalog(self.job.catalog, PFS_MR) as catalog:
             part = catalog.read(rows.start, rows.stop, any_unit=self.scenario.amplitude_free)
@@ -157,7 +157,13 @@ class Worker:
                 f"the flux of {self.job.catalog} scatters far less than its errors say: it looks noise-free; "
                 "add noise with --noise-level 1 --seed N, a posterior of clean flux says nothing"
             )
-        return part.flux, part.error
+        rebinned = (part.flags & Quality.RESAMPLED) != 0
+        if rebinned.any() and not self.scenario.amplitude_free:
+            raise SpecVitError(
+                f"row {rows.start + int(rebinned.argmax())} of {self.job.catalog} is not on the instrument grid, where "
+                "scenario study has its spectra; take --scenario survey"
+            )
+        return {"truth": self.truth[rows], "rebinned": rebinned}, part.flux, part.error
 
     def __call__(self, block: int) -> Columns:
         """Columns of one block, see `measure`."""
@@ -221,9 +227,10 @@ def measure(job: Job, workers: int = 1, advance: Callable[[int], None] = lambda 
     Returns
     -------
     dict
-        `truth` (N, 5), NaN if unknown; `snr_median`; `crlb_*` for each of `CASES`, `crlb` with the scenario's nuisances
-        and `crlb_prior` (sigma of log g, dex); `decay_3d`, `decay_5d`; `information` (N, 5, 5), nuisances integrated
-        out; and of the posterior `mean`, `sd`, `quantiles`, `pit`, `ess`, `posterior_chi2`.
+        `truth` (N, 5), NaN if unknown; of a catalogue `rebinned`, the rows with noise filled in; `snr_median`;
+        `crlb_*` for each of `CASES`, `crlb` with the scenario's nuisances and `crlb_prior` (sigma of log g, dex);
+        `decay_3d`, `decay_5d`; `information` (N, 5, 5), nuisances integrated out; and of the posterior `mean`, `sd`,
+        `quantiles`, `pit`, `ess`, `posterior_chi2`.
     """
     size = len(job)
     blocks = range(-(-size // BLOCK))

@@ -193,6 +193,8 @@ def _one(job: Job, name: str, workers: int) -> tuple[dict[str, Any], Columns]:
     with progress(f"ceiling {name}", len(job)) as (_, advance):
         columns = measure(job, workers, advance)
     report = {**describe(job, name), "ceilings": summarise(columns, float(job.box.sd[LOG_G] ** 2))}
+    if "rebinned" in columns:
+        report["rebinned"] = int(columns["rebinned"].sum())
     if job.recipe is not None and job.labels is None:
         with progress(f"van Trees bound {name}", BOUND_ROWS * bound_slices(job.recipe)) as (_, advance):
             report["van_trees"] = population_ceiling(job, workers, advance=advance)
@@ -220,6 +222,11 @@ def _lines(report: dict[str, Any]) -> str:
         f"  R2_max of the scenario's CRLB: median {own['r2_max_median']:.3f}, "
         f"pooled {'none' if pooled is None else format(pooled, '.3f')}; Schur decay {', '.join(decay)}",
     ]
+    if report.get("rebinned"):
+        lines.append(
+            f"  {report['rebinned']} spectra were rebinned, with noise filled in: these are the limits of what the "
+            "network sees, by a few per cent wider than those of the file"
+        )
     if "van_trees" in report:
         bound = report["van_trees"]
         lines.append(f"  van Trees: no estimator reaches {bound['rmse']:.3f} dex rms, R2 {bound['r2']:.3f}")

@@ -85,6 +85,26 @@ def test_stars_without_labels_get_them_from_the_posterior(tmp_path: Path) -> Non
     assert result.exit_code == 2 and "leave the posterior on" in result.output
 
 
+def test_rebinned_spectra_are_refused_in_study_and_told_in_survey(tmp_path: Path) -> None:
+    emulator, rng = default_emulator(), np.random.default_rng(4)
+    flux = emulator.flux(rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (60, 5)))
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["wave"], file["error"] = PFS_MR.wave, np.full_like(flux, 0.05)
+        file["flux"] = flux + 0.05 * rng.normal(size=flux.shape)
+        file["velocity"] = np.where(np.arange(60) < 10, 0.0, 40.0)
+    result = run(tmp_path / "c.h5", "--scenario", "study", "--workers", "1")
+    assert result.exit_code == 2
+    assert "row 10 of" in result.output and "take --scenario survey" in result.output
+    result = run(tmp_path / "c.h5", "--workers", "1", "-o", tmp_path / "r.json")
+    assert result.exit_code == 0, result.output
+    assert "50 spectra were rebinned, with noise filled in" in result.output
+    assert json.loads((tmp_path / "r.json").read_text())["sets"][0]["rebinned"] == 50
+    with h5py.File(tmp_path / "c.h5", "a") as file:
+        file["velocity"][:] = 0.0
+    result = run(tmp_path / "c.h5", "--scenario", "study", "--workers", "1")
+    assert result.exit_code == 0 and "rebinned" not in result.output
+
+
 def test_each_nuisance_has_its_cost_and_together_a_third() -> None:
     columns = measure(Job("survey", SMALL, posterior=False))
     for name in ("amplitude", "slope", "velocity"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -9,10 +10,12 @@ import pytest
 from scipy.interpolate import CubicSpline
 from scipy.sparse import csr_array, diags_array
 from scipy.sparse.linalg import splu
+from survey_files import pfs_object
 
 import specvit_deploy as sv
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.fisher import Information, Nuisances, design, spectrum_information
+from specvit_deploy.formats import open_catalog
 from specvit_deploy.formats.rows import Rows
 from specvit_deploy.grid import C_KM_S, PFS_MR, WavelengthGrid
 from specvit_deploy.labels import LABEL_BOX, LABELS
@@ -133,6 +136,23 @@ def test_correlated_noise_ends_as_white_as_the_errors_say(wave: Any, correlation
         assert 0.9 < np.mean(z**2) < 1.012
     total = found.flux[:, 3:-3].sum(axis=1) * found.unit
     assert np.std(total) < 1.03 * np.sqrt((found.error[0, 3:-3] ** 2).sum()) * found.unit[0]
+
+
+def test_a_file_with_covariances_on_the_grid_is_read_with_its_effective_errors(tmp_path: Path) -> None:
+    rng, blocks = np.random.default_rng(2), []
+    flux, mask = rng.normal(50.0, 1.0, PFS_MR.n), np.zeros(PFS_MR.n, np.int32)
+    for name, shares in (("alone", (1.0, 0.0, 0.0)), ("shared", (1.0, 0.25, 0.0625))):
+        covar = np.repeat([shares], PFS_MR.n, axis=0).T
+        path = pfs_object(tmp_path / f"{name}.fits", PFS_MR.wave / 10, flux, mask, covar, 5, v_los=0.0)
+        with open_catalog(path, PFS_MR) as catalog:
+            blocks.append(catalog.read(0, 1))
+    alone, together = blocks
+    inner = slice(2, -2)
+    np.testing.assert_allclose(together.error[0, inner] / alone.error[0, inner], np.sqrt(1.625), rtol=1e-3)
+    added = (together.flux[0] - alone.flux[0]) / alone.error[0]
+    assert np.var(added[inner]) == pytest.approx(0.625, rel=0.1)
+    assert abs(added.sum()) < 1.0  # each number is given to one pixel and taken from another
+    assert alone.flags.tolist() == together.flags.tolist() == [0]
 
 
 def test_bad_pixels_share_nothing() -> None:
