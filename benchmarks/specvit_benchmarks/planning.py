@@ -16,6 +16,7 @@ import numpy as np
 from specvit_benchmarks.markdown import table as markdown
 from specvit_benchmarks.scaling_catalogs import PER_SPECTRUM
 from specvit_benchmarks.schema import load
+from specvit_benchmarks.selection import duration
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.results import columns
 
@@ -136,7 +137,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
             row["where"] + ("" if row["measured"] else " (not measured)"),
             f"{row['spectra']:.0e}".replace("e+0", "e"),
             f"{row['spectra_per_second']:,.0f}",
-            duration(row["hours"]),
+            duration(3600 * row["hours"]),
             "" if row["core_hours"] is None else f"{row['core_hours']:,.3g}",
             f"{row['catalog_tb']:.3g} TB",
             f"{row['result_gb']:.3g} GB",
@@ -147,14 +148,6 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
     ]
     assumed = dict.fromkeys(f"{row['where']}: {row['assumes']}." for row in rows if row["assumes"])
     return "\n".join([markdown(head, body), "", *assumed])
-
-
-def duration(hours: float) -> str:
-    """Time in the unit that reads best."""
-    for unit, size in (("d", 24.0), ("h", 1.0), ("min", 1 / 60)):
-        if hours >= 1.5 * size:
-            return f"{hours / size:,.1f} {unit}"
-    return f"{3600 * hours:,.1f} s"
 
 
 @click.command()
