@@ -10,47 +10,50 @@ from specvit_benchmarks.selection import (
     BILLION,
     MILLION,
     cpu_hours,
+    cpu_rate,
     duration,
     main_case,
     on_a_card,
     pair,
     ran,
     wall_rate,
-    whole_rate,
 )
+
+WAITED = 0.8
+"""Share of the rate by processor time below which the rate by the clock tells of other work."""
 
 
 def title(report: dict[str, Any]) -> str:
-    """Title of the page."""
-    case, machine = main_case(report), report["machine"]
-    if on_a_card(case):
-        where = f"one {machine['gpu']}"
-    elif case["threads"] == 1:
-        where = f"one {machine['processor']} core"
-    else:
-        where = f"{case['threads']} cores of {machine['processor']}"
-    return f"A million spectra in {duration(MILLION / wall_rate(report))} on {where}"
+    """Title of the page: wall time where a card computes, else time of one core."""
+    machine = report["machine"]
+    if on_a_card(main_case(report)):
+        return f"A million spectra in {duration(MILLION / wall_rate(report)[0])} on one {machine['gpu']}"
+    return f"A million spectra in {duration(MILLION / cpu_rate(report)[0])} of one {machine['processor']} core"
 
 
 def lead(report: dict[str, Any]) -> str:
     """The sentence under it."""
-    per_second = whole_rate(report)[0]
+    per_cpu, per_wall = cpu_rate(report)[0], wall_rate(report)[0]
     how = "from file to file" if report["stages"] else "through the engine alone, reading and writing not counted"
+    waited = per_wall < WAITED * per_cpu and not on_a_card(main_case(report))
+    other = ", with other work on the machine" if waited else ""
     return (
-        f"{report['bundle']['name']}, told {report['bundle']['scenario']}, in one process, {how}: "
-        f"{cpu_hours(MILLION, per_second)} for a million spectra, {cpu_hours(BILLION, per_second)} or "
-        f"{duration(BILLION / wall_rate(report))} for a billion. Measured on {report['date'][:10]}."
+        f"{report['bundle']['name']}, told {report['bundle']['scenario']}, {how}: {cpu_hours(MILLION, per_cpu)} for a "
+        f"million spectra, {cpu_hours(BILLION, per_cpu)} for a billion; by the clock, in one process{other}, "
+        f"{duration(MILLION / per_wall)} and {duration(BILLION / per_wall)}. Measured on {report['date'][:10]}."
     )
 
 
 def summary(report: dict[str, Any]) -> str:
     """The card with the rate, what warns of it, and what it rests on."""
     stages, case = report["stages"], main_case(report)
-    middle, low, high = whole_rate(report)
-    threads = "" if case["threads"] == 1 else f", {case['threads']} threads"
-    facts = [("engine", f"{pair(case)}, batch {case['batch']}{threads}")]
+    card, per_cpu = on_a_card(case), cpu_rate(report)[0]
+    middle, low, high = wall_rate(report) if card else cpu_rate(report)
+    used = stages or case
+    threads = "" if used["threads"] == 1 else f", {used['threads']} threads"
+    facts = [("engine", f"{pair(used)}, batch {used['batch']}{threads}{'' if case['stable'] else ', unstable'}")]
     for name, spectra in (("a million spectra", MILLION), ("a billion spectra", BILLION)):
-        facts.append((name, f"{duration(spectra / wall_rate(report))}, {cpu_hours(spectra, middle)}"))
+        facts.append((name, f"{duration(spectra / wall_rate(report)[0])}, {cpu_hours(spectra, per_cpu)}"))
     workers = (report["scaling"] or {}).get("workers", [])
     if len(workers) > 1:
         fastest = max(workers, key=lambda found: float(found["spectra_per_second"]))
@@ -63,10 +66,10 @@ def summary(report: dict[str, Any]) -> str:
         ("1 σ covers", f"{100 * report['accuracy']['coverage_68']:.1f} %"),
     ]
     listed = "".join(f"<div><dt>{escape(name)}</dt><dd>{escape(value)}</dd></div>" for name, value in facts)
-    how = "from file to file" if stages else "engine alone"
+    how, unit = "from file to file" if stages else "engine alone", "second" if card else "CPU second"
     return (
         '<section class="card answer" aria-label="Summary"><div>'
-        f'<p class="quantity">spectra per CPU second <span>{how}</span></p>'
+        f'<p class="quantity">spectra per {unit} <span>{how}</span></p>'
         f'<p class="estimate">{middle:,.0f}</p>'
         f'<p class="interval">quartiles over rounds: {low:,.0f} to {high:,.0f}</p>{_notes(report)}</div>'
         f"<dl>{listed}</dl></section>"

@@ -11,13 +11,13 @@ from specvit_benchmarks.selection import (
     MILLION,
     bests,
     cpu_hours,
+    cpu_rate,
     duration,
     on_a_card,
     pair,
     ran,
     rate,
     wall_rate,
-    whole_rate,
 )
 
 
@@ -68,7 +68,7 @@ def _engines(report: dict[str, Any]) -> str:
 
 
 def _whole(report: dict[str, Any]) -> str:
-    stages, middle, wall = report["stages"], whole_rate(report)[0], wall_rate(report)
+    stages, middle, wall = report["stages"], cpu_rate(report)[0], wall_rate(report)[0]
     if stages is None:
         return ""
     parts = ", ".join(f"{name} {stages[f'{name}_ms']:.3f}" for name in ("read", "prepare", "infer", "write"))

@@ -69,19 +69,20 @@ def main_case(report: dict[str, Any]) -> Case:
     return best(cases)
 
 
-def whole_rate(report: dict[str, Any]) -> list[float]:
+def cpu_rate(report: dict[str, Any]) -> list[float]:
     """Spectra per second of processor time: from file to file where that was measured, else of the best engine."""
     stages = report["stages"]
-    found: list[float] = rate(main_case(report)) if stages is None else stages["end_to_end_spectra_per_second"]
-    return found
+    if stages is None:
+        return list(main_case(report)["spectra_per_cpu_second"])
+    return list(stages["end_to_end_spectra_per_second"])
 
 
-def wall_rate(report: dict[str, Any]) -> float:
-    """Spectra per second of wall time of one process: from file to file where that was measured."""
+def wall_rate(report: dict[str, Any]) -> list[float]:
+    """Spectra per second of wall time of one process: the same; of processor time in a report that lacks it."""
     stages = report["stages"]
     if stages is None:
-        return float(main_case(report)["spectra_per_second"][0])
-    return float(stages.get("end_to_end_spectra_per_wall_second", stages["end_to_end_spectra_per_second"])[0])
+        return list(main_case(report)["spectra_per_second"])
+    return list(stages.get("end_to_end_spectra_per_wall_second", stages["end_to_end_spectra_per_second"]))
 
 
 def duration(seconds: float) -> str:
