@@ -235,7 +235,8 @@ def test_after_the_trunk_all_is_float32(graph: Path, cases: dict[str, Arrays]) -
     got, expected = engine.run(flux, error), whole.run(flux, error)
     for name in OUTPUTS:
         atol = 0.0 if "crlb" in name else 1e-5  # M_H may be near 0
-        np.testing.assert_allclose(got[name], expected[name], rtol=1e-5, atol=atol, err_msg=name)
+        # rounding of the estimate moves the bound by 1e-5; a product in bfloat16 would by 4e-3
+        np.testing.assert_allclose(got[name], expected[name], rtol=1e-4, atol=atol, err_msg=name)
 
 
 def worst_bound(found: dict[str, Any], flux: Any, error: Any) -> float:
