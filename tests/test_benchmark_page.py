@@ -124,7 +124,7 @@ def test_the_whole_report_is_there(tmp_path: Path) -> None:
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:
     page = Page(write_page(bare(), tmp_path / "page.html"))
     assert [heading for heading in HEADINGS if heading in page.words] == [
-        "Engines", "Throughput by batch", "Accuracy against speed", "Peak memory", "Provenance",
+        "Engines", "Throughput by batch", "Peak memory", "Provenance",
     ]  # fmt: skip
     assert "through the engine alone" in page.text
 

@@ -92,7 +92,7 @@ def provenance_card(report: dict[str, Any]) -> str:
         "features": ", ".join(machine.get("features", [])) or "none",
         "memory": "not known" if machine["memory_gb"] is None else f"{machine['memory_gb']:.1f} GB",
         "graphics card": machine["gpu"] or "none",
-        "load at the time": ", ".join(map(str, machine.get("load", []))),
+        "load at the time": ", ".join(map(str, machine.get("load", []))) or "not known",
         "ceiling of a core": ", ".join(
             f"{name} {value:.0f} GFLOP/s" for name, value in report["ceiling_gflops"].items() if value is not None
         ),

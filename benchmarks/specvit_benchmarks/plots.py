@@ -115,6 +115,8 @@ def frontier_figure(report: dict[str, Any]) -> str:
             spot = Spot(peer["name"], tone, peer["spectra_per_cpu_second"][0], tuple(cell["r2"]))
             panels.setdefault(cell["snr"], []).append(spot)
     spots = [spot for panel in panels.values() for spot in panel]
+    if len(spots) < 2:
+        return ""
 
     def draw(width: float, kind: str) -> str:
         columns = 1 if kind == "narrow" else 2 if len(panels) == 4 else min(len(panels), 3)
