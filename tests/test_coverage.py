@@ -16,6 +16,7 @@ from specvit_training.calibrate import calibration_recipe
 from specvit_training.configuration import read_config
 from specvit_training.coverage import (
     CONDITIONS,
+    GAP,
     HIT_PIXELS,
     HIT_SIGMA,
     HITS,
@@ -109,8 +110,8 @@ def test_a_perfect_predictor_covers_what_it_says_and_an_overconfident_one_is_nam
         expected = 0.5161 - LEVEL  # of a normal within 0.7 sigma
         assert bad["failing"][0]["excess"] == pytest.approx(expected, abs=4 * np.sqrt(0.25 / 1600))
     text = describe_coverage(bold)
-    assert text.count("fails in 2 of 2") == 5 and "overall: log_g_err covers" in text
-    assert describe_coverage(honest).count("holds") == 5
+    assert text.count("fails in 2 of 2") == len(CONDITIONS) and "overall: log_g_err covers" in text
+    assert describe_coverage(honest).count("holds") == len(CONDITIONS)
 
 
 def test_a_local_failure_is_found_where_it_is() -> None:
@@ -179,6 +180,11 @@ def test_all_conditions_are_of_the_same_stars_with_the_same_noise() -> None:
     good = np.isfinite(error)
     z = ((moved[0] - flux) / error)[good]  # lines move, the noise stays: far below sqrt(2)
     assert 0.01 < z.std() < 0.7
+    lost = np.isinf(conditions["gap"][1])
+    first, last = lost.argmax(1), lost.shape[1] - lost[:, ::-1].argmax(1)
+    assert (conditions["gap"][0] == flux).all() and lost[~np.isfinite(error)].all() and (last > first).all()
+    assert (np.isinf(conditions["gap"][1]).mean() - np.isinf(error).mean()) == pytest.approx(GAP, rel=0.05)
+    assert not np.allclose(conditions["frame"][1], error, rtol=0.5)
     assert (conditions["hits"][1] == error).all() and (conditions["masked"][0] == flux).all()
     blocks = [len(y) for y, _ in perturbed(SMALL)]
     assert blocks == [128, 72]
@@ -289,7 +295,7 @@ def test_the_command_measures_a_bundle_and_prints_its_verdicts(tmp_path: Path) -
     assert report["set"]["seed"] == SEED and report["set"]["hash"] in result.output
     drawn, *others = report["conditions"]
     assert drawn["n"] == 160 and drawn["holds"] is None and 0.5 < drawn["groups"][0]["interval"]["coverage"] < 0.85
-    assert result.output.count("not judged") == 5
+    assert result.output.count("not judged") == len(CONDITIONS)
     assert all(other["r2"] != drawn["r2"] for other in others)
     assert others[-1]["flagged_share"] > 0.5 > drawn["flagged_share"]  # hits show in chi2
 

@@ -21,7 +21,7 @@ from specvit_deploy.metrics import LOG_G_EDGES, SNR_EDGES, scores
 from specvit_deploy.quality import Quality
 from specvit_deploy.recipe import Recipe
 from specvit_deploy.scenario import STUDY, get_scenario
-from specvit_deploy.simulator import MAX_VELOCITY_SD, NumpyDraws, Simulator
+from specvit_deploy.simulator import MAX_VELOCITY_SD, NoiseVariety, NumpyDraws, Simulator
 
 SEED = 9_001
 """Seed of the spectra: no training, validation, calibration or test set uses it."""
@@ -31,6 +31,10 @@ VELOCITY = 10.0
 """Velocity that replaces the scenario's, km/s; either sign for half of the spectra."""
 TILT = 0.03
 """Tilt of the continuum on top of the scenario's, over half the arm; either sign for half of the spectra."""
+GAP = 0.2
+"""Share of the pixels that one masked stretch takes, anywhere."""
+FRAME = NoiseVariety(share=1.0, velocity=300.0)
+"""Stars that moved by up to this many km/s and were brought to rest: sky lines and response lie at other pixels."""
 HITS = 3
 """Cosmic-ray hits of a spectrum that no mask knows of."""
 HIT_PIXELS = 3
@@ -42,6 +46,8 @@ CONDITIONS = {
     "masked": f"{MASKED:.0%} of the pixels masked as well, half alone, half in runs",
     "velocity": f"velocity of exactly +-{VELOCITY:g} km/s instead of the scenario's",
     "tilt": f"flux and error tilted by +-{TILT:.0%} as well",
+    "gap": f"one stretch of {GAP:.0%} of the pixels masked as well",
+    "frame": f"brought to rest from up to +-{FRAME.velocity:g} km/s: sky lines at other pixels, noise drawn anew",
     "hits": f"{HITS} unmasked hits of {HIT_SIGMA[0]:g} to {HIT_SIGMA[1]:g} sigma on 1 to {HIT_PIXELS} pixels",
 }
 JUDGED = 1500
@@ -104,29 +110,34 @@ def measure_coverage(
 def perturbed(recipe: Recipe) -> Iterator[tuple[NDArray[np.float64], dict[str, tuple[Flux, Flux]]]]:
     """True log g (B,) with flux and error (B, 4096) under each of `CONDITIONS`, block by block.
 
-    Stars, observing conditions, noise and the scenario's masks are the same in all.
+    Stars, observing conditions, noise and the scenario's masks are the same in all, but for the noise of `FRAME`.
     """
     scenario = get_scenario(recipe.scenario)
     simulator = Simulator(scenario, mag=recipe.mag)
     moving = Simulator(
         replace(scenario, velocity_sd=max(scenario.velocity_sd, VELOCITY / MAX_VELOCITY_SD)), mag=recipe.mag
     )
+    framed = Simulator(scenario, mag=recipe.mag, variety=FRAME)
     masker = Simulator(replace(STUDY, masked_fraction=MASKED))
     for number, start in enumerate(range(0, recipe.n, BLOCK)):
         rows = slice(min(BLOCK, recipe.n - start))
         seed = [recipe.seed, number]
         drawn = draw_block(simulator, recipe.seed, number)
         moved = moving.draw(BLOCK, NumpyDraws(np.random.SeedSequence(seed)), velocity=VELOCITY * signs(BLOCK))
-        flux, error = drawn.flux[rows], np.where(drawn.bad, np.float32(np.inf), drawn.error)[rows]
-        moved_error = np.where(moved.bad, np.float32(np.inf), moved.error)[rows]
+        other = framed.draw(BLOCK, NumpyDraws(np.random.SeedSequence(seed)))
+        (flux, error), at_velocity, in_frame = (
+            (s.flux[rows], np.where(s.bad, np.float32(np.inf), s.error)[rows]) for s in (drawn, moved, other)
+        )
         own = NumpyDraws(np.random.SeedSequence([*seed, 1]))
         yield (
             drawn.labels[rows, LOG_G].astype(np.float64),
             {
                 "as drawn": (flux, error),
                 "masked": (flux, np.where(masker.draw_mask(drawn.flux, own)[rows], np.float32(np.inf), error)),
-                "velocity": (moved.flux[rows], moved_error),
+                "velocity": at_velocity,
                 "tilt": tilted(flux, error),
+                "gap": (flux, cut(error, own.generator)),
+                "frame": in_frame,
                 "hits": (add_hits(flux, error, own.generator), error),
             },
         )
@@ -155,6 +166,15 @@ def add_hits(flux: Flux, error: Flux, generator: np.random.Generator) -> Flux:
     out = flux.copy()
     np.add.at(out, (rows, pixels), (height * np.where(np.isfinite(sigma), sigma, 0.0)).astype(np.float32))
     return out
+
+
+def cut(error: Flux, generator: np.random.Generator) -> Flux:
+    """Error (N, n) with one stretch of `GAP` of the pixels at infinity, at a random place in each row."""
+    n = error.shape[1]
+    length = round(GAP * n)
+    first = generator.integers(n - length + 1, size=(len(error), 1))
+    pixel = np.arange(n)
+    return np.where((pixel >= first) & (pixel < first + length), np.float32(np.inf), error)
 
 
 def judge(truth: NDArray[np.float64], table: Columns) -> dict[str, Any]:
