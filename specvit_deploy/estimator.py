@@ -14,7 +14,6 @@ from specvit_deploy.engines import AUTO, Engine, load_engine
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.formats import Block, rescale
 from specvit_deploy.formats.columns import floating
-from specvit_deploy.outliers import unfamiliar_noise
 from specvit_deploy.quality import Quality, assess, median_snr
 from specvit_deploy.results import assemble
 
@@ -102,9 +101,8 @@ class Estimator:
             estimate = self.engine.run(block.flux, block.error)
         snr = median_snr(block.flux, block.error)
         flux_pixels = np.isfinite(block.flux).sum(axis=1)
-        unfamiliar = unfamiliar_noise(block.flux, block.error)
         grid, domain = self.bundle.grid, self.bundle.domain
-        quality = assess(estimate, flux_pixels, snr, grid.n, domain, unfamiliar) | block.flags
+        quality = assess(estimate, flux_pixels, snr, grid.n, domain) | block.flags
         if self.engine.fell_back:
             quality |= np.int32(Quality.ENGINE_FALLBACK)
         return assemble(block.id, estimate, snr, quality, block.extras)

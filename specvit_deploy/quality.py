@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.labels import LABEL_BOX
-from specvit_deploy.outliers import excess_chi2
 
 MIN_GOOD_PIXELS = 256
 """A row with fewer good pixels has no result."""
@@ -38,7 +37,6 @@ class Quality(IntFlag):
     NEGATIVE_FLUX = 4096  #: the median flux is not positive
     ENGINE_FALLBACK = 8192  #: not the requested engine
     BROAD_LSF = 16384  #: the survey's line spread is broader than the instrument's
-    UNFAMILIAR_NOISE = 32768  #: the errors do not show the instrument's sky lines: log_g and its error are in doubt
 
 
 FATAL = Quality.NO_DATA | Quality.BAD_ERROR
@@ -71,7 +69,6 @@ def assess(
     snr: NDArray[np.float32],
     pixels: int,
     domain: Domain,
-    unfamiliar: NDArray[np.bool_] | None = None,
 ) -> NDArray[np.int32]:
     """Quality bits of N rows.
 
@@ -87,8 +84,6 @@ def assess(
         Pixels of a row.
     domain : Domain
         Of the bundle.
-    unfamiliar : (N,) bool array, optional
-        Rows whose noise is (`specvit_deploy.outliers.unfamiliar_noise`).
     """
     n_good, labels = estimate["n_good"], estimate["labels"]
     few = n_good < MIN_GOOD_PIXELS
@@ -106,12 +101,16 @@ def assess(
         Quality.POOR_FIT: excess > np.interp(snr, domain.chi2_snr, np.subtract(domain.chi2_reduced, 1.0)),
         Quality.OUT_OF_DISTRIBUTION: estimate["latent_distance"] > np.interp(snr, domain.chi2_snr, farthest),
         Quality.NEGATIVE_FLUX: snr <= 0,
-        Quality.UNFAMILIAR_NOISE: np.zeros(len(few), bool) if unfamiliar is None else unfamiliar,
     }
     bits = np.zeros(len(n_good), np.int32)
     for flag, rows in conditions.items():
         bits |= np.where(rows, np.int32(flag), np.int32(0))
     return bits
+
+
+def excess_chi2(chi2_reduced: NDArray[Any], n_good: NDArray[Any], pixels: int) -> NDArray[Any]:
+    """Excess (N,) of reduced chi2 over 1, scaled to rows of `pixels`: it scatters with 1 / sqrt(good pixels)."""
+    return np.asarray((chi2_reduced - 1.0) * np.sqrt(n_good / pixels))
 
 
 def median_snr(flux: NDArray[np.float32], error: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -24,7 +24,6 @@ MEANINGS = {
     "NEGATIVE_FLUX": "the median flux is not positive",
     "ENGINE_FALLBACK": "not computed by the engine that was asked for",
     "BROAD_LSF": "lines broader than the instrument's",
-    "UNFAMILIAR_NOISE": "errors without the instrument's sky lines: log g and its error are in doubt",
 }
 """Quality bit -> what it says, in the words of a reader."""
 NAMES = {

@@ -218,11 +218,11 @@ def test_no_sort_of_star_has_a_slope_that_is_warned_of(snr: int) -> None:
 
 
 MEANT: dict[str, tuple[Callable[[Array, Array], dict[str, Any]], tuple[str, ...], str]] = {
-    "variance for error": (lambda f, e: {"flux": f, "error": e**2}, ("HIGH_SNR", "POOR_FIT", "UNFAMILIAR_NOISE"), ""),
-    "ivar for error": (lambda f, e: {"flux": f, "error": e**-2.0}, ("LOW_SNR", "UNFAMILIAR_NOISE"), "noise-free"),
-    "error for ivar": (lambda f, e: {"flux": f, "ivar": e}, ("LOW_SNR", "UNFAMILIAR_NOISE"), "noise-free"),
-    "flux for error": (lambda f, e: {"flux": e, "error": f}, ("LOW_SNR", "UNFAMILIAR_NOISE"), "noise-free"),
-    "one error for all pixels": (lambda f, e: {"flux": f, "error": 0 * e + np.median(e)}, ("UNFAMILIAR_NOISE",), ""),
+    "variance for error": (lambda f, e: {"flux": f, "error": e**2}, ("HIGH_SNR", "POOR_FIT"), ""),
+    "ivar for error": (lambda f, e: {"flux": f, "error": e**-2.0}, ("LOW_SNR",), "noise-free"),
+    "error for ivar": (lambda f, e: {"flux": f, "ivar": e}, ("LOW_SNR",), "noise-free"),
+    "flux for error": (lambda f, e: {"flux": e, "error": f}, ("LOW_SNR",), "noise-free"),
+    "one error for all pixels": (lambda f, e: {"flux": f, "error": 0 * e + np.median(e)}, ("POOR_FIT",), ""),
     "magnitudes for flux": (lambda f, e: {"flux": -2.5 * np.log10(np.abs(f)), "error": e}, ("POOR_FIT",), "nJy"),
     "flux zero": (lambda f, e: {"flux": 0 * f, "error": e}, ("LOW_SNR", "NEGATIVE_FLUX"), "noise-free"),
 }  # fmt: skip

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-KINDS = ("resampling", "median_snr", "unfamiliar_noise", "bookkeeping", "emulator", "fisher", "reading", "writing")
+KINDS = ("resampling", "median_snr", "bookkeeping", "emulator", "fisher", "reading", "writing")
 
 
 def test_micro_benchmarks_run() -> None:

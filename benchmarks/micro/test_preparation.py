@@ -12,7 +12,6 @@ from specvit_deploy.estimator import Estimator
 from specvit_deploy.formats import Block
 from specvit_deploy.formats.rows import Rows
 from specvit_deploy.grid import PFS_MR
-from specvit_deploy.outliers import unfamiliar_noise
 from specvit_deploy.quality import Quality, median_snr
 from specvit_deploy.to_grid import to_grid
 
@@ -40,11 +39,6 @@ def test_median_snr(benchmark: BenchmarkFixture, block: Block) -> None:
     """Normalisation that users see."""
     found = benchmark(median_snr, block.flux, block.error)
     assert (found > 0).all()
-
-
-def test_unfamiliar_noise(benchmark: BenchmarkFixture, block: Block) -> None:
-    """Sky lines in the errors against the instrument's."""
-    assert not benchmark(unfamiliar_noise, block.flux, block.error).any()
 
 
 def test_bookkeeping_without_an_engine(benchmark: BenchmarkFixture, block: Block) -> None:

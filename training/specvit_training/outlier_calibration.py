@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from specvit_deploy.outliers import excess_chi2
+from specvit_deploy.quality import excess_chi2
 
 FALSE_ALARMS = 0.01
 """Share of simulated stars that are POOR_FIT or OUT_OF_DISTRIBUTION."""
