@@ -15,7 +15,7 @@ from specvit_deploy.report_drawing import Plot, Scale, figure, key, svg, text
 
 STAGES = (
     ("read", "spectra from the file, masked"),
-    ("prepare", "S/N, sky lines, quality bits, the table"),
+    ("prepare", "S/N, quality bits, the table"),
     ("infer", "the engine"),
     ("write", "parts sealed, joined, the result"),
 )

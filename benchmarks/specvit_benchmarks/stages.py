@@ -6,7 +6,7 @@ All are processor time, and with `begin`, once a run, they add up to the whole f
     read      spectra from the file, masked, float32 (`Catalog.read`)
     infer     the engine
     write     parts sealed, joined, the result written
-    prepare   all the rest: median S/N, sky lines in the errors, quality bits, the table, identity of the catalogue
+    prepare   all the rest: median S/N, quality bits, the table, identity of the catalogue
 """
 
 from __future__ import annotations
