@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import h5py
@@ -145,6 +146,13 @@ def test_the_research_loop_gives_what_the_pipeline_gives(catalog: Path, spectra:
     assert (np.abs(ours["log_g"] - loop["log_g"]) < 0.1 * half).all()  # whatever precision runs here
     bright = spectra.stars.name == "20"
     assert np.corrcoef(ours["log_g"][bright], spectra.stars.log_g[bright])[0, 1] > 0.7
+
+
+def test_a_bundle_that_changes_while_it_is_measured_is_noticed(catalog: Path) -> None:
+    bundle = sv.load_bundle()
+    peer = whole_pipeline(replace(bundle, sha256="0" * 64), ROWS)
+    with pytest.raises(sv.SpecVitError, match="changed while it was measured"):
+        turn(peer, catalog)
 
 
 def test_a_network_without_training_is_not_scored(catalog: Path) -> None:

@@ -19,6 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from specvit_benchmarks.peer_spectra import Spectra, read_whole
 from specvit_deploy.bundle import Bundle
 from specvit_deploy.engines import choose
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LOG_G
 from specvit_deploy.pipeline import predict
 from specvit_deploy.posterior import PosteriorSampler
@@ -84,6 +85,8 @@ def whole_pipeline(bundle: Bundle, rows: int) -> Peer:
             path, output, bundle.path, engine=choice.engine, precision=choice.precision, loaded=lambda _engine: ready()
         )
         with Result(output) as result:
+            if result.attributes["bundle_sha256"] != bundle.sha256:
+                raise SpecVitError(f"bundle {bundle.name} changed while it was measured; start again")
             (table,) = result.blocks(COLUMNS)
         return {name: table[name].astype(np.float64) for name in COLUMNS}
 
