@@ -128,7 +128,7 @@ def research_of_bundle(bundle: Bundle, rows: int) -> Peer:
         found = estimator(flux, error)
         return {"log_g": found.labels[:, LOG_G], "log_g_lo": found.log_g_lo, "log_g_hi": found.log_g_hi}
 
-    what = f"the same weights in a research loop: h5py, DataLoader of {BATCH}, torch eager; limits included, no flags, no result file"
+    what = f"the same weights in a research loop: DataLoader of {BATCH}, torch eager; limits, no flags, no result file"
     return Peer("torch loop", what, rows, research_loop(forward))
 
 
