@@ -26,6 +26,7 @@ from specvit_deploy.repeated_ids import RepeatedIds
 from specvit_deploy.result_formats import Result, format_of, is_result, open_writer
 from specvit_deploy.result_formats.schema import SCHEMAS
 from specvit_deploy.results import provenance
+from specvit_deploy.run_status import pace_of
 from specvit_deploy.task import Computer, Task
 from specvit_deploy.workers import run_cluster, run_pool
 
@@ -200,6 +201,9 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
         noise_seed=run["seed"],
         **{name: run.get(name) for name in used},
     ) | {"command": about["command"], "format": form, "schema": schema}  # the command of the run, not of `merge`
+    pace, _ = pace_of(journal)
+    if pace:  # not of shards: they ran at other times, in other places
+        attributes["rows_per_second"] = round(pace, 1)
     whole, repeated = journal.folder / output.name, RepeatedIds()
     try:
         _try_room(whole, journal)

@@ -26,7 +26,7 @@ def status_of(output: Path) -> dict[str, Any]:
     journal = Journal(output)
     sealed = journal.sealed()
     done = sum(stop - start for start, stop in sealed)
-    pace, idle = _pace(journal)
+    pace, idle = pace_of(journal)
     return {
         "output": str(output),
         "finished": False,
@@ -43,7 +43,7 @@ def status_of(output: Path) -> dict[str, Any]:
     }
 
 
-def _pace(journal: Journal) -> tuple[float | None, float | None]:
+def pace_of(journal: Journal) -> tuple[float | None, float | None]:
     """Rows a second since the last process of the run began, and seconds since the last part; None if unknown."""
     now = time.time()
     times = {}

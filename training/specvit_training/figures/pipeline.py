@@ -101,7 +101,7 @@ def boxes(f: dict[str, Any]) -> dict[str, Box]:
     return found
 
 
-def draw_pipeline(model: str = "small-look") -> Figure:
+def draw_pipeline(model: str = "compact-look") -> Figure:
     """Draw the estimator from labels to quality bits.
 
     Parameters
