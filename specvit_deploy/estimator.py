@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -95,17 +95,31 @@ class Estimator:
             flux, error = np.ascontiguousarray(flux, np.float32), np.ascontiguousarray(error, np.float32)
         return self.table(Block(flux, error, ids))
 
-    def table(self, block: Block) -> NDArray[Any]:
-        """Result table (N,) of a catalogue's block, with its flags and the columns that it carries along."""
+    def table(self, block: Block, seen: Seen | None = None) -> NDArray[Any]:
+        """Result table (N,) of a catalogue's block, with its flags and the columns that it carries along.
+
+        What `look` has `seen` in it may be given, by a thread that reads ahead for one.
+        """
+        snr, flux_pixels = seen or look(block)
         with self.lock:
             estimate = self.engine.run(block.flux, block.error)
-        snr = median_snr(block.flux, block.error)
-        flux_pixels = np.isfinite(block.flux).sum(axis=1)
         grid, domain = self.bundle.grid, self.bundle.domain
         quality = assess(estimate, flux_pixels, snr, grid.n, domain) | block.flags
         if self.engine.fell_back:
             quality |= np.int32(Quality.ENGINE_FALLBACK)
         return assemble(block.id, estimate, snr, quality, block.extras)
+
+
+class Seen(NamedTuple):
+    """What is seen in N rows without an engine: median S/N (N,), and pixels (N,) with finite flux."""
+
+    snr: NDArray[np.float32]
+    flux_pixels: NDArray[np.int64]
+
+
+def look(block: Block) -> Seen:
+    """Median S/N and pixels with finite flux of a block's rows."""
+    return Seen(median_snr(block.flux, block.error), np.isfinite(block.flux).sum(axis=1))
 
 
 def _numbers(values: ArrayLike, name: str) -> NDArray[Any]:

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from specvit_deploy import __version__
 from specvit_deploy.added_noise import add_noise
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.estimator import Estimator
+from specvit_deploy.estimator import Estimator, Seen, look
 from specvit_deploy.formats import Block, Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.formats.shards import INDEX
@@ -172,12 +172,9 @@ class Computer:
         SpecVitError
             If the catalogue changed since the run began, or cannot be read.
         """
-        task, tables, row = self.task, [], start
-        for block in read_ahead(self.source, start, stop, block_rows(task.batch)):
-            if task.noise_level > 0:
-                block = add_noise(block, task.noise_level, task.seed, row)
-            tables.append(self.estimator.table(block))
-            row += len(block.flux)
+        task, tables = self.task, []
+        for block, seen in read_ahead(self.prepare, start, stop, block_rows(task.batch)):
+            tables.append(self.estimator.table(block, seen))
             advance(len(block.flux))
         if identify(self.source) != task.identity:
             velocities = "" if self.source.velocities is None else " or its velocities"
@@ -187,14 +184,24 @@ class Computer:
             )
         return np.concatenate(tables)
 
+    def prepare(self, start: int, stop: int) -> tuple[Block, Seen]:
+        """Rows [start, stop) as the engine gets them, and what is seen in them; for the thread that reads ahead."""
+        block = self.source.read(start, stop)
+        if self.task.noise_level > 0:
+            block = add_noise(block, self.task.noise_level, self.task.seed, start)
+        return block, look(block)
 
-def read_ahead(source: Catalog, start: int, stop: int, size: int) -> Iterator[Block]:
-    """Blocks of rows [start, stop), the next one being read while the caller works on one."""
+
+T = TypeVar("T")
+
+
+def read_ahead(read: Callable[[int, int], T], start: int, stop: int, size: int) -> Iterator[T]:
+    """What `read` gives for blocks of rows [start, stop), the next one being read while the caller works on one."""
     ranges = [(first, min(first + size, stop)) for first in range(start, stop, size)]
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(source.read, *ranges[0])
+        coming = reader.submit(read, *ranges[0])
         for following in [*ranges[1:], None]:
             block = coming.result()
             if following is not None:
-                coming = reader.submit(source.read, *following)
+                coming = reader.submit(read, *following)
             yield block

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from specvit_benchmarks.case import Case, peak_rss_mb
 from specvit_benchmarks.turns import spread
-from specvit_deploy import pipeline
+from specvit_deploy import pipeline, task
 from specvit_deploy.formats import Catalog
 from specvit_deploy.journal import Journal
 
@@ -44,7 +44,7 @@ class PipelineCase(Case):
         }  # fmt: skip
         self.clock: defaultdict[str, float] = defaultdict(float)
         self.peak_rss_mb = 0.0
-        for owner, name in ((Catalog, "read"), (Journal, "seal")):
+        for owner, name in ((Catalog, "read"), (Journal, "seal"), (task, "look")):
             setattr(owner, name, self.timed(getattr(owner, name), name))
 
     def timed(self, function: Callable[..., Any], name: str) -> Callable[..., Any]:
@@ -97,7 +97,7 @@ class PipelineCase(Case):
         stages = {
             "begin": begin[PROCESS],
             "read": clock["read"] + clock["read aside"],
-            "prepare": main[THREAD] - clock["run"] - clock["read"] - write,
+            "prepare": main[THREAD] - clock["run"] - clock["read"] - write + clock["look aside"],
             "write": write,
         }
         stages["infer"] = whole[PROCESS] - sum(stages.values())

@@ -252,7 +252,7 @@ def _as_they_are(rows: Rows, any_unit: bool) -> Block:
     if flux.dtype == np.float64 and any_unit:
         flux, error = rescale(flux, error)
     with np.errstate(over="ignore", invalid="ignore"):
-        flux, error = flux.astype(np.float32), error.astype(np.float32)
+        flux, error = flux.astype(np.float32, copy=False), error.astype(np.float32, copy=False)
     flags = np.zeros(len(flux), np.int32) if rows.flags is None else rows.flags
     return Block(flux, error, rows.id, flags, rows.extras)
 
