@@ -58,14 +58,14 @@ export function remarks(row, { flux, error }, { domain, box, labels, grid, units
     [
       64,
       "POOR_FIT",
-      row.chi2_reduced > chi2Limit,
+      (row.chi2_reduced - 1) * Math.sqrt(row.n_good / flux.length) > chi2Limit - 1,
       false,
       `Poor fit: reduced χ² is ${row.chi2_reduced.toFixed(2)}, training spectra of this S/N stay below ${chi2Limit.toFixed(2)}.`,
     ],
     [
       128,
       "OUT_OF_DISTRIBUTION",
-      row.latent_distance > domain.latent_distance,
+      row.latent_distance > interpolate(row.snr_median, domain.chi2_snr, domain.latent_distance),
       false,
       "The spectrum is unlike those of the training.",
     ],
