@@ -414,7 +414,7 @@ def test_log_g_from_a_finer_sampling_is_that_of_the_native_grid(estimator: sv.Es
 
 
 def test_filled_noise_keeps_the_estimator_calibrated_after_a_shift_by_half_a_pixel(estimator: sv.Estimator) -> None:
-    """Smoother noise than the model was trained on pulls its estimates by most of their error; white noise does not."""
+    """Smoother noise than the model was trained on pulls its estimates by much of their error; white noise does not."""
     emulator, rng, n = default_emulator(), np.random.default_rng(12), 300
     labels = rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (n, 5))
     flux = emulator.flux(labels)
@@ -425,7 +425,7 @@ def test_filled_noise_keeps_the_estimator_calibrated_after_a_shift_by_half_a_pix
     tables = [estimator(flux + x.flux * x.unit[:, None], x.error * x.unit[:, None]) for x in shift]
     native = estimator(flux + noise, error)
     filled, smooth = (np.mean((t["log_g"] - native["log_g"]) / native["log_g_err"]) for t in tables)
-    assert abs(filled) < 0.25 < 0.5 < abs(smooth)
+    assert abs(filled) < 0.15 < 0.35 < abs(smooth)
     assert np.median(tables[0]["chi2_reduced"]) == pytest.approx(1.0, abs=0.01)
     z = (tables[0]["log_g"] - labels[:, 1]) / tables[0]["log_g_err"]
     assert 0.85 < z.std() < 1.2
