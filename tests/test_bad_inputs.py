@@ -229,9 +229,7 @@ MEANT: dict[str, tuple[Callable[[Array, Array], dict[str, Any]], tuple[str, ...]
 
 
 @pytest.mark.parametrize("case", MEANT)
-def test_numbers_taken_for_others_are_flagged(
-    case: str, spectra: tuple[Array, Array], tmp_path: Path
-) -> None:
+def test_numbers_taken_for_others_are_flagged(case: str, spectra: tuple[Array, Array], tmp_path: Path) -> None:
     make, bits, warning = MEANT[case]
     seen = predict(write(tmp_path / "c.h5", **make(*spectra)))
     assert (seen.code, seen.rows) == (0, (N, N))

@@ -207,9 +207,8 @@ def test_engines_say_what_they_are(loaded: Loaded) -> None:
 
 @needs_bf16
 def test_bfloat16_reaches_the_layers_alone(graph: Path, cases: dict[str, Arrays]) -> None:
-    import openvino as ov
 
-    core = ov.Core()
+    core = openvino.the_core()
     parts = openvino.cut(openvino.read_model(core, graph, BATCH), graph)
     for part, hint, expected in zip(parts, ("f32", "bf16", "f32"), (False, True, False), strict=True):
         compiled = openvino.compile_part(core, part, hint, 1).get_compiled_model()
@@ -221,11 +220,9 @@ def test_bfloat16_reaches_the_layers_alone(graph: Path, cases: dict[str, Arrays]
 @needs_bf16
 def test_after_the_trunk_all_is_float32(graph: Path, cases: dict[str, Arrays]) -> None:
     """Given the trunk's result in float32, the parts of the bfloat16 engine give what the float32 engine gives."""
-    import openvino as ov
-
     engine = openvino.OpenVinoEngine(graph, "bf16", 1, BATCH)
     whole = openvino.OpenVinoEngine(graph, "fp32", 1, BATCH)
-    core = ov.Core()
+    core = openvino.the_core()
     _, trunk, _ = openvino.cut(openvino.read_model(core, graph, BATCH), graph)
     exact = openvino.compile_part(core, trunk, "f32", 1)
     exact.set_input_tensor(engine.before.get_output_tensor())
@@ -257,9 +254,8 @@ def test_the_bound_is_that_of_double_precision(pair: str, loaded: Loaded, cases:
 
 @needs_bf16
 def test_the_bound_would_not_survive_bfloat16(graph: Path, cases: dict[str, Arrays]) -> None:
-    import openvino as ov
 
-    core = ov.Core()
+    core = openvino.the_core()
     whole = openvino.compile_part(core, openvino.read_model(core, graph, 40), "bf16", 1)
     flux, error = cases["ordinary"]
     whole.infer({"flux": flux, "error": error})
@@ -633,3 +629,25 @@ def test_the_record_of_a_result_names_what_ran(catalog: Path, tmp_path: Path) ->
     with h5py.File(sv.predict(catalog, tmp_path / "out.h5", engine="onnxruntime", batch=7)) as file:
         assert file.attrs["engine"] == "onnxruntime" and file.attrs["precision"] in ("fp32", "int8")
         assert "onnxruntime" in file.attrs["engine_description"]
+
+
+FREED = """
+import faulthandler, gc, signal, subprocess
+from specvit_deploy.bundle import load_bundle
+from specvit_deploy.engines import load_engine
+faulthandler.enable()
+ended = []
+signal.signal(signal.SIGCHLD, lambda *_: ended.append(1))
+engines = [load_engine(load_bundle(), "openvino", "fp32") for _ in range(2)]
+while engines:
+    engines.pop(0)
+    gc.collect()
+subprocess.run(["true"])
+print(len(ended) > 0)
+"""
+
+
+def test_engines_freed_in_any_order_leave_a_stack_for_signals() -> None:
+    """Two OpenVINO cores of one process, freed in the order of their making, end it at the next signal."""
+    pytest.importorskip("openvino")
+    assert subprocess.run([sys.executable, "-c", FREED], capture_output=True, text=True, check=True).stdout == "True\n"

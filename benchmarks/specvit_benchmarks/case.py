@@ -153,11 +153,13 @@ def bfloat16_products(a: NDArray[np.float32]) -> Callable[[], object]:
     import openvino as ov
     from openvino import opset13 as ops
 
+    from specvit_deploy.engines.openvino import the_core
+
     first = last = ops.parameter(a.shape, np.float32)
     for _ in range(CHAIN):
         last = ops.matmul(last, ops.constant(a), False, False)
     settings = {"INFERENCE_PRECISION_HINT": "bf16", "INFERENCE_NUM_THREADS": 1, "NUM_STREAMS": 1}
-    request = ov.Core().compile_model(ov.Model([last], [first]), "CPU", settings).create_infer_request()
+    request = the_core().compile_model(ov.Model([last], [first]), "CPU", settings).create_infer_request()
     return lambda: request.infer([a])
 
 

@@ -120,12 +120,12 @@ def write_openvino(
     """Convert a graph to OpenVINO's format, weights as they are, and check that file at a precision."""
     import openvino as ov
 
-    from specvit_deploy.engines.openvino import OpenVinoEngine
+    from specvit_deploy.engines.openvino import OpenVinoEngine, the_core
 
     file = folder / f"{form}.xml"
     if not file.exists():
         log(f"convert    {form}: OpenVINO {ov.__version__.split('-')[0]}")
-        ov.save_model(ov.Core().read_model(graph), file, compress_to_fp16=False)
+        ov.save_model(the_core().read_model(graph), file, compress_to_fp16=False)
 
     def load(batch: int | None) -> Runs:
         return OpenVinoEngine(file, precision, 1, batch or 32)

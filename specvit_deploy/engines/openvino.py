@@ -11,6 +11,7 @@ the graph is cut at the tensors `trunk_in` and `trunk_out`, and only the transfo
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,19 @@ DEVICE = "CPU"
 TRUNK_IN, TRUNK_OUT = "trunk_in", "trunk_out"
 
 
+@cache
+def the_core() -> Any:
+    """The one `openvino.Core` of this process, which is never freed.
+
+    Each core gives its thread a signal stack, and puts back the one that it found when it is freed. Of two that are not
+    freed in the reverse order of their making, the thread keeps a stack that is unmapped: the next signal, the end of
+    a child process for one, is a segmentation fault.
+    """
+    import openvino as ov
+
+    return ov.Core()
+
+
 def why_not(precision: str) -> str | None:
     """None if OpenVINO is installed and, for bfloat16, the CPU multiplies it natively."""
     if missing := not_installed("openvino", EXTRA):
@@ -42,7 +56,7 @@ def why_not(precision: str) -> str | None:
     version = ov.__version__.split("-")[0]
     if tuple(int(part) for part in version.split(".")[:2]) < FIRST:
         return f"openvino {version} does not compute fused attention: pip install 'openvino>={FIRST[0]}.{FIRST[1]}'"
-    core = ov.Core()
+    core = the_core()
     if DEVICE not in core.available_devices:
         return "this openvino has no CPU plugin for this machine"
     if "bf16" in precision and "BF16" not in core.get_property(DEVICE, "OPTIMIZATION_CAPABILITIES"):
@@ -81,7 +95,7 @@ class OpenVinoEngine:
     def __init__(self, graph: Path, precision: str = "fp32", threads: int = 1, batch: int = BATCH) -> None:
         import openvino as ov
 
-        core = ov.Core()
+        core = the_core()
         model = read_model(core, graph, batch)
         if "bf16" in precision:
             before, trunk, after = cut(model, graph)
