@@ -363,9 +363,9 @@ def test_a_catalogue_that_changes_during_the_run_stops_it_and_leaves_nothing(
     path = write(tmp_path / "c.h5", *spectra)
     table = Estimator.table
 
-    def meanwhile(self: Estimator, block: Any) -> Any:
+    def meanwhile(self: Estimator, *rows: Any) -> Any:
         os.utime(path, (1, 1))
-        return table(self, block)
+        return table(self, *rows)
 
     with monkeypatch.context() as patch:
         patch.setattr(Estimator, "table", meanwhile)
