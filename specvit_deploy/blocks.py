@@ -88,8 +88,7 @@ def tables(plan: Plan, advance: Callable[[int], None] = lambda rows: None) -> Ta
     """Result tables of a plan's parts, in order; warns after the last one if rows share an identifier."""
     repeated = RepeatedIds()
     with Computer(plan.task, plan.estimator) as compute:
-        for start, stop in plan.task.parts():
-            table = compute(start, stop, advance)
+        for _, table in compute.tables(plan.task.parts(), advance):
             repeated.add(table["id"])
             yield table
     repeated.warn(plan.task.catalog)

@@ -160,11 +160,8 @@ def _run_here(
 ) -> None:
     """Compute parts in this process."""
     with Computer(task, estimator) as compute:
-        for start, stop in parts:
-            if journal.has(start, stop):  # by shards that were cut otherwise
-                advance(stop - start)
-            else:
-                journal.seal(start, stop, compute(start, stop, advance))
+        for (start, stop), table in compute.tables(parts, advance, journal.has):  # others may seal meanwhile
+            journal.seal(start, stop, table)
 
 
 def merge(output: str | Path, format: str | None = None, schema: str | None = None) -> Path:

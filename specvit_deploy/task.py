@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar
@@ -19,6 +19,7 @@ from specvit_deploy.estimator import Estimator, Seen, look
 from specvit_deploy.formats import Block, Catalog
 from specvit_deploy.formats.rows import Medium
 from specvit_deploy.formats.shards import INDEX
+from specvit_deploy.journal import Part
 from specvit_deploy.line_spread import LineSpread
 
 BLOCK = 512
@@ -164,25 +165,44 @@ class Computer:
     def __exit__(self, *_: object) -> None:
         self.source.__exit__(None, None, None)
 
-    def __call__(self, start: int, stop: int, advance: Callable[[int], None] = lambda rows: None) -> NDArray[Any]:
-        """Result table of rows [start, stop).
+    def __call__(self, start: int, stop: int) -> NDArray[Any]:
+        """Result table of rows [start, stop); raises as `tables` does."""
+        ((_, table),) = self.tables([(start, stop)])
+        return table
+
+    def tables(
+        self,
+        parts: Iterable[Part],
+        advance: Callable[[int], None] = lambda rows: None,
+        sealed: Callable[[int, int], bool] = lambda start, stop: False,
+    ) -> Iterator[tuple[Part, NDArray[Any]]]:
+        """Parts, in order, each with its result table; those that are `sealed` when their turn comes are left out.
+
+        Rows are read while the engine works on those before them, across the parts.
 
         Raises
         ------
         SpecVitError
             If the catalogue changed since the run began, or cannot be read.
         """
-        task, tables = self.task, []
-        for block, seen in read_ahead(self.prepare, start, stop, block_rows(task.batch)):
-            tables.append(self.estimator.table(block, seen))
-            advance(len(block.flux))
-        if identify(self.source) != task.identity:
-            velocities = "" if self.source.velocities is None else " or its velocities"
-            raise SpecVitError(
-                f"{task.catalog}{velocities} changed since the run began; put it back as it was, or remove the parts "
-                "beside the output to start afresh"
-            )
-        return np.concatenate(tables)
+        task, size, done, others = self.task, block_rows(self.task.batch), [], None
+        ranges = ((part, first, min(first + size, part[1])) for part in parts for first in range(*part, size))
+        for (part, first, last), (block, seen) in read_ahead(lambda _, *rows: self.prepare(*rows), ranges):
+            if first == part[0] and sealed(*part):
+                others = part
+            if part != others:
+                done.append(self.estimator.table(block, seen))
+            advance(last - first)
+            if last < part[1] or part == others:
+                continue
+            if identify(self.source) != task.identity:
+                velocities = "" if self.source.velocities is None else " or its velocities"
+                raise SpecVitError(
+                    f"{task.catalog}{velocities} changed since the run began; put it back as it was, or remove the "
+                    "parts beside the output to start afresh"
+                )
+            yield part, np.concatenate(done)
+            done.clear()
 
     def prepare(self, start: int, stop: int) -> tuple[Block, Seen]:
         """Rows [start, stop) as the engine gets them, and what is seen in them; for the thread that reads ahead."""
@@ -192,16 +212,18 @@ class Computer:
         return block, look(block)
 
 
-T = TypeVar("T")
+A = TypeVar("A", bound=tuple[Any, ...])
+B = TypeVar("B")
 
 
-def read_ahead(read: Callable[[int, int], T], start: int, stop: int, size: int) -> Iterator[T]:
-    """What `read` gives for blocks of rows [start, stop), the next one being read while the caller works on one."""
-    ranges = [(first, min(first + size, stop)) for first in range(start, stop, size)]
+def read_ahead(read: Callable[..., B], asked: Iterable[A]) -> Iterator[tuple[A, B]]:
+    """All that is `asked` with what `read` gives for it, the next one being read while the caller works on one."""
     with ThreadPoolExecutor(1) as reader:
-        coming = reader.submit(read, *ranges[0])
-        for following in [*ranges[1:], None]:
-            block = coming.result()
-            if following is not None:
-                coming = reader.submit(read, *following)
-            yield block
+        before: tuple[A, Future[B]] | None = None
+        for one in asked:
+            coming = one, reader.submit(read, *one)
+            if before is not None:
+                yield before[0], before[1].result()
+            before = coming
+        if before is not None:
+            yield before[0], before[1].result()

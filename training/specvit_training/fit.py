@@ -25,6 +25,8 @@ __all__ = ["Learner", "TrainConfig", "build_network", "config_from_dict", "learn
 
 SAVE_EVERY_S = 300.0
 """Seconds between checkpoints."""
+JUDGING = 20.0
+"""At least this many times as long as validation takes, a network learns before the next one."""
 
 
 def train(
@@ -61,12 +63,13 @@ def train(
     validation = validation_sets(where)
     begun, logged, saved = time.monotonic() - learner.elapsed, time.monotonic(), time.monotonic()
     losses: list[Tensor] = []
+    pause = log_every_s
     while (progress := _progress(config, learner.steps, time.monotonic() - begun)) < 1.0:
         seen = [next(batches).to(where) for _ in range(config.accumulate)]
         losses.append(learner.step(seen, learning_rate(config, learner.steps, progress)))
         now = time.monotonic()
         learner.elapsed = now - begun
-        if now - logged > log_every_s:
+        if now - logged > pause:
             record = {
                 "step": learner.steps,
                 "spectra": learner.steps * config.batch,
@@ -78,6 +81,7 @@ def train(
             write_record(out, record)
             log(json.dumps(record))
             losses, logged = [], time.monotonic()
+            pause = max(log_every_s, JUDGING * (logged - now))
         if now - saved > SAVE_EVERY_S:
             learner.save(path)
             saved = now
