@@ -69,7 +69,7 @@ def test_the_whole_way_is_measured_beside_the_engine_alone(report: dict[str, Any
     assert all(stages[name] > 0 for name in FIGURES)
     assert stages["infer_ms"] > stages["read_ms"]
     assert stages["engine_only_spectra_per_second"] == report["engines"][0]["spectra_per_cpu_second"]
-    assert 0 < stages["ratio"][0] < 1.5
+    assert 0 < stages["ratio"][0] < 1.5 and 0 < stages["wall_ratio"][0] < 1.5
 
 
 def test_accuracy_is_that_of_the_frozen_test_set(report: dict[str, Any]) -> None:

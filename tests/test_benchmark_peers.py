@@ -155,10 +155,16 @@ def test_a_bundle_that_changes_while_it_is_measured_is_noticed(catalog: Path) ->
         turn(peer, catalog)
 
 
-def test_a_network_without_training_is_not_scored(catalog: Path) -> None:
-    peer = research_of_study("survey", ROWS, "testing")
+def test_the_published_network_is_scored_only_if_it_was_trained(catalog: Path) -> None:
+    peer = research_of_study("survey", 1)
     assert not peer.scored and "random weights" in peer.what
     assert turn(peer, catalog)[0]["log_g"].shape == (3 * ROWS,)
+    bundle = sv.load_bundle()
+    trained = research_of_study("survey", ROWS, bundle)
+    assert trained.scored and f"{bundle.manifest['training']['spectra']:,} spectra" in trained.what
+    network, whole = (turn(one, catalog)[0]["log_g"] for one in (trained, research_of_bundle(bundle, ROWS)))
+    low, high = (limit[LOG_G] for limit in (LABEL_BOX.low, LABEL_BOX.high))
+    np.testing.assert_allclose(network.clip(low, high), whole, atol=1e-4)
 
 
 def test_fit_and_trees_are_told_apart_by_what_they_say(catalog: Path, spectra: Round, tmp_path: Path) -> None:

@@ -114,7 +114,8 @@ def lines(report: dict[str, Any]) -> list[str]:
         f"one core reaches {ceiling['fp32']:.0f} GFLOP/s in float32, {optional(ceiling['bf16'], '.0f')} in bfloat16",
         f"file to file with {stages['engine']}/{stages['precision']}: "
         f"{triple(stages['end_to_end_spectra_per_second'], '.0f')} spectra per CPU s, "
-        f"{triple([100 * x for x in stages['ratio']], '.0f')} % of the engine alone; ms a spectrum: {parts}; "
+        f"{triple([100 * x for x in stages['ratio']], '.0f')} % of the engine alone, "
+        f"{triple([100 * x for x in stages['wall_ratio']], '.0f')} % in wall time; CPU ms a spectrum: {parts}; "
         f"{stages['peak_rss_mb']:.0f} MB for {stages['rows']:,} spectra",
         *report["notes"],
     ]

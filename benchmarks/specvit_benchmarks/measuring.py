@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_benchmarks.agreement import accuracy, difference
-from specvit_benchmarks.cases import CaseProcess, ceiling_of, outputs_of, rates, speed, take_turns
+from specvit_benchmarks.cases import CaseProcess, ceiling_of, outputs_of, speed, take_turns
 from specvit_benchmarks.field import Contestant, ceilings, enter, fastest, reasoned, selection, settings
 from specvit_benchmarks.gpu import ENGINES as ON_A_CARD
 from specvit_benchmarks.operations import gflop_of
@@ -130,7 +130,7 @@ def measure(
         report["ceiling_gflops"] |= {precision: ceiling_of(product) for precision, product in products.items()}
         report["stages"] = {
             **main.facts(),
-            **stages_of(whole.turns, rates(main.process.turns, "cpu_s")),
+            **stages_of(whole.turns, main.process.turns),
             **whole.ask("memory"),
         }
         for one in field:

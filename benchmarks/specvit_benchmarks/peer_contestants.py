@@ -13,14 +13,14 @@ from specvit_training.baselines import BaselineConfig, load_baseline, preparatio
 from specvit_training.learner import build_network
 from specvit_training.torch_engine import rebuild
 from specvit_training.vit import parameter_count
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from specvit_benchmarks.peer_spectra import Spectra, read_whole
 from specvit_deploy.bundle import Bundle
 from specvit_deploy.engines import choose
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.labels import LOG_G
+from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.pipeline import predict
 from specvit_deploy.posterior import PosteriorSampler
 from specvit_deploy.result_formats import Result
@@ -132,20 +132,22 @@ def research_of_bundle(bundle: Bundle, rows: int) -> Peer:
     return Peer("torch loop", what, rows, research_loop(forward))
 
 
-def research_of_study(scenario: str, rows: int, model: str = STUDY_NETWORK) -> Peer:
-    """A network of the published shape with random weights: cost alone."""
-    prepare, network = preparation(scenario), build_network(model).eval()
+def research_of_study(scenario: str, rows: int, trained: Bundle | None = None) -> Peer:
+    """The published network in the same loop: of a bundle, or with random weights, which tell its cost alone."""
+    if trained is None:
+        prepare, network = preparation(scenario), build_network(STUDY_NETWORK).eval()
+        seen = "random weights (cost alone)"
+    else:
+        estimator, about = rebuild(trained), trained.manifest["training"]
+        prepare, network = estimator.preparation, estimator.vit
+        seen = f"trained on {about['spectra']:,} spectra in {about['minutes']:.0f} min of one core"
 
     def forward(flux: Tensor, error: Tensor) -> dict[str, Tensor]:
-        return {"log_g": network(prepare(flux, error).network)[:, LOG_G]}
+        found = network(prepare(flux, error).network)[:, LOG_G]
+        return {"log_g": LABEL_BOX.center[LOG_G] + LABEL_BOX.sd[LOG_G] * found}
 
-    what = f"{millions(network)} M parameters, random weights (cost alone), the same loop without the limits"
-    return Peer(f"torch loop, {model}", what, rows, research_loop(forward), scored=False)
-
-
-def millions(network: nn.Module) -> str:
-    """Parameters in millions."""
-    return f"{parameter_count(network) / 1e6:.2g}"
+    what = f"{parameter_count(network) / 1e6:.2g} M parameters, {seen}, the same loop without the limits"
+    return Peer(f"torch loop, {STUDY_NETWORK}", what, rows, research_loop(forward), scored=trained is not None)
 
 
 def trees(folder: Path, rows: int, path: Path | None = None, config: BaselineConfig = SMALL_TREES) -> Peer:

@@ -46,12 +46,12 @@ SHARES = {"fast": 1, "loop": 4, "study": 32, "template": 32}
 """A peer takes one of so many spectra of a round; rvspecfit takes one spectrum of each S/N."""
 
 
-def field_of(bundle: Bundle, rows: int, folder: Path, baseline: Path | None) -> Iterator[Peer]:
+def field_of(bundle: Bundle, rows: int, folder: Path, baseline: Path | None, study: Bundle | None) -> Iterator[Peer]:
     """Peers that run here, the default first."""
     share = {name: max(1, rows // part) for name, part in SHARES.items()}
     yield whole_pipeline(bundle, share["fast"])
     yield research_of_bundle(bundle, share["loop"])
-    yield research_of_study(bundle.scenario, share["study"])
+    yield research_of_study(bundle.scenario, share["study"], study)
     yield trees(folder / "trees", share["fast"], baseline)
     yield template_fit(bundle.scenario, share["template"])
     if peer_rvspecfit.why_not() is None:
@@ -105,8 +105,15 @@ def show(result: dict[str, Any], console: Console) -> None:
 @click.option(
     "--baseline", type=click.Path(path_type=Path), help="Trained LightGBM; without it a small one is trained."
 )
+@click.option("--study", "study_path", help="Bundle of the published network; without it random weights tell its cost.")
 def main(
-    output: Path | None, into: Path | None, rounds: int, rows: int, bundle_path: str, baseline: Path | None
+    output: Path | None,
+    into: Path | None,
+    rounds: int,
+    rows: int,
+    bundle_path: str,
+    baseline: Path | None,
+    study_path: str | None,
 ) -> None:
     """Measure the default and its peers in turns."""
     one_thread()
@@ -114,12 +121,15 @@ def main(
     bundle = load_bundle(bundle_path)
     if bundle.scenario != "survey":
         raise SpecVitError(f"bundle {bundle.name} is of scenario {bundle.scenario}; give one of survey")
+    study = None if study_path is None else load_bundle(study_path)
+    if study is not None and study.scenario != bundle.scenario:
+        raise SpecVitError(f"bundle {study.name} is of scenario {study.scenario}; give one of {bundle.scenario}")
     if into is not None:
         load(into)  # better refused now
     console = Console()
     with TemporaryDirectory() as folder, torch_on_one_thread():
         peers = []
-        for peer in field_of(bundle, rows, Path(folder), baseline):
+        for peer in field_of(bundle, rows, Path(folder), baseline, study):
             console.print(f"ready: {peer.name}")
             peers.append(peer)
         found = measure(peers, bundle.scenario, rounds, lambda number: console.print(f"round {number}/{rounds}"))

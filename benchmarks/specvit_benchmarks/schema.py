@@ -91,7 +91,9 @@ STAGES = fields(
         "begin_s": NUMBER,  # once a run, however many spectra: processor time
         "end_to_end_spectra_per_second": TRIPLE,  # processor time, from a file to a file
         "engine_only_spectra_per_second": TRIPLE,  # processor time, in the same rounds
-        "ratio": TRIPLE,  # of the two, round by round
+        "end_to_end_spectra_per_wall_second": TRIPLE,  # one process: it reads beside the engine
+        "ratio": TRIPLE,  # of the two processor times, round by round
+        "wall_ratio": TRIPLE,  # of the same in wall time
         "peak_rss_mb": POSITIVE,
     }
 )

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_benchmarks.case import Case, peak_rss_mb
+from specvit_benchmarks.cases import rates
 from specvit_benchmarks.turns import spread
 from specvit_deploy import pipeline, task
 from specvit_deploy.formats import Catalog
@@ -109,17 +110,18 @@ def now() -> NDArray[np.float64]:
     return np.array([time.process_time(), time.thread_time(), time.perf_counter()])
 
 
-def stages_of(runs: Sequence[dict[str, Any]], engine_rates: NDArray[np.float64]) -> dict[str, Any]:
+def stages_of(runs: Sequence[dict[str, Any]], engine: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Stages per spectrum, and end to end against the engine alone, round by round.
 
     Parameters
     ----------
     runs : sequence of dict
         Turns of a `PipelineCase`.
-    engine_rates : (R,) array
-        Spectra per CPU second of the same engine alone in the same rounds.
+    engine : sequence of dict
+        Turns of the same engine alone in the same rounds.
     """
-    whole = np.array([run["rows"] / run["cpu_s"] for run in runs])
+    whole, alone = rates(runs, "cpu_s"), rates(engine, "cpu_s")
+    by_wall, alone_by_wall = rates(runs, "wall_s"), rates(engine, "wall_s")
     return {
         "rows": runs[0]["rows"],
         "format": "hdf5",
@@ -127,7 +129,8 @@ def stages_of(runs: Sequence[dict[str, Any]], engine_rates: NDArray[np.float64])
         **{f"{s}_ms": float(np.median([1e3 * run["stages"][s] / run["rows"] for run in runs])) for s in STAGES},
         "begin_s": float(np.median([run["stages"]["begin"] for run in runs])),
         "end_to_end_spectra_per_second": spread(whole),
-        "end_to_end_spectra_per_wall_second": spread(np.array([run["rows"] / run["wall_s"] for run in runs])),
-        "engine_only_spectra_per_second": spread(engine_rates),
-        "ratio": spread(whole / engine_rates),
+        "end_to_end_spectra_per_wall_second": spread(by_wall),
+        "engine_only_spectra_per_second": spread(alone),
+        "ratio": spread(whole / alone),
+        "wall_ratio": spread(by_wall / alone_by_wall),
     }

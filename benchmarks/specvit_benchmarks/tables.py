@@ -14,7 +14,7 @@ from typing import Any
 import click
 
 from specvit_benchmarks.markdown import interval, table
-from specvit_benchmarks.performance import performance
+from specvit_benchmarks.performance import end_to_end, performance
 from specvit_benchmarks.schema import load
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.errors import SpecVitError
@@ -216,6 +216,7 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": engines,
     "outside network": outside_network,
     "performance": lambda: performance(load(RESULTS / "benchmark.json")),
+    "performance p16": lambda: end_to_end(load(RESULTS / "benchmark-p16.json")),
 }
 
 
