@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from datetime import UTC, datetime
 from html import escape
 from typing import Any
 
@@ -32,6 +34,11 @@ NAMES = {
     "rows_per_second": "spectra a second", "creator": "written by", "velocity": "velocity taken out",
 }  # fmt: skip
 """Attributes that go by other words here."""
+FIRST = (
+    "catalog", "catalog_identity", "layout", "rows", "command", "date", "bundle", "bundle_sha256", "scenario", "engine",
+    "precision", "engine_description",
+)  # fmt: skip
+"""Attributes that come first, in this order."""
 
 
 def title(attributes: dict[str, Any]) -> str:
@@ -130,13 +137,20 @@ def worst_table(worst: list[dict[str, Any]], drawn: int) -> str:
 
 def provenance_card(attributes: dict[str, Any], file: str) -> str:
     """The card with all attributes of the file."""
-    facts = {"file": file, **attributes}
+    facts = {"file": file, **{name: attributes[name] for name in FIRST if name in attributes}, **attributes}
     facts.pop("run", None)  # says the rest once more, for machines
+    if "catalog_identity" in facts:
+        facts["catalog_identity"] = re.sub(r"\bat (\d{15,})", _as_date, str(facts["catalog_identity"]))
     lines = "".join(
         f'<tr><th scope="row">{escape(NAMES.get(name, name.replace("_", " ")))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in facts.items()
     )
     return f'<section class="card"><h2>Provenance</h2><table class="facts"><tbody>{lines}</tbody></table></section>'
+
+
+def _as_date(found: re.Match[str]) -> str:
+    """Nanoseconds since 1970 as a date."""
+    return f"of {datetime.fromtimestamp(int(found[1]) / 1e9, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
 def _ratio_words(ratio: float) -> str:
