@@ -101,6 +101,7 @@ def test_what_a_short_run_is_not_is_said(written: tuple[dict[str, Any], str, Pat
         (["--engine", "onnxruntime/fp64"], "no precision fp64"),
         (["--engine", "onnxruntime/int8"], "does not run here (the bundle has no int8 graph)"),
         (["--engine", "onnxruntime", "--batch", "97"], "more than the 96 spectra"),
+        (["--full"], "exclude each other"),
         (["-o", "nowhere/x"], "cannot write nowhere/x.json"),
         (["missing-bundle"], "no bundle at missing-bundle"),
     ],

@@ -16,6 +16,7 @@ from specvit_benchmarks.schema import save
 from specvit_deploy.atomic import check_outputs
 from specvit_deploy.bundle import DEFAULT, load_bundle
 from specvit_deploy.cli import progress
+from specvit_deploy.errors import SpecVitError
 
 WIDTH = 140
 """Of a table that no terminal limits."""
@@ -24,8 +25,8 @@ COLUMNS = ("engine", "batch", "spectra / CPU s", "of core", "ms p50", "p99", "MB
 
 @click.command()
 @click.argument("bundle", default=DEFAULT, metavar="[BUNDLE]")
-@click.option("--quick", "length", flag_value="quick", help="Under three minutes, with wider intervals.")
-@click.option("--full", "length", flag_value="full", help="At least ten minutes for every engine.")
+@click.option("--quick", is_flag=True, help="Under three minutes, with wider intervals.")
+@click.option("--full", is_flag=True, help="At least ten minutes for every engine.")
 @click.option(
     "--engine",
     "engines",
@@ -51,14 +52,16 @@ COLUMNS = ("engine", "batch", "spectra / CPU s", "of core", "ms p50", "p99", "MB
     help="Write PREFIX.json and PREFIX.html.",
 )
 def benchmark(
-    bundle: str, length: str | None, engines: tuple[str, ...], batches: tuple[int, ...], prefix: Path
+    bundle: str, quick: bool, full: bool, engines: tuple[str, ...], batches: tuple[int, ...], prefix: Path
 ) -> None:
     """Measure what BUNDLE reaches on this machine, and how good its answers are.
 
     Engines, the whole way from catalogue to result file, and what one core can reach take turns, each in a process of
     its own and on one thread; then every engine answers the frozen test set.
     """
-    length = length or "standard"
+    if quick and full:
+        raise SpecVitError("--quick and --full exclude each other; give one of them")
+    length = "quick" if quick else "full" if full else "standard"
     file, page = (prefix.with_name(f"{prefix.name}.{ending}") for ending in ("json", "html"))
     check_outputs([file, page])
     with progress("benchmark") as (start, advance):

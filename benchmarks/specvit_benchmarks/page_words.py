@@ -58,7 +58,7 @@ def summary(report: dict[str, Any]) -> str:
     if len(workers) > 1:
         fastest = max(workers, key=lambda found: float(found["spectra_per_second"]))
         took = duration(BILLION / fastest["spectra_per_second"])
-        facts.append((f"a billion with {fastest['workers']} workers", took))
+        facts.append((f"a billion with {fastest['workers']} worker{'s' * (fastest['workers'] > 1)}", took))
     if stages is not None:
         facts.append(("the engine alone", f"{stages['engine_only_spectra_per_second'][0]:,.0f} per CPU second"))
     facts += [

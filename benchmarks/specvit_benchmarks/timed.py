@@ -12,8 +12,8 @@ import subprocess
 import sys
 import time
 
-UNIT = 2**20 if sys.platform == "darwin" else 2**10
-"""Of `ru_maxrss`: bytes in a megabyte, or kilobytes."""
+UNIT = 1 if sys.platform == "darwin" else 1024
+"""Bytes in one of `ru_maxrss`."""
 
 
 def main() -> int:
@@ -21,7 +21,7 @@ def main() -> int:
     begun = time.perf_counter()
     code = subprocess.run(sys.argv[1:], stdout=sys.stderr, check=False).returncode
     wall, used = time.perf_counter() - begun, resource.getrusage(resource.RUSAGE_CHILDREN)
-    cost = {"cpu_s": used.ru_utime + used.ru_stime, "wall_s": wall, "peak_rss_mb": used.ru_maxrss / UNIT}
+    cost = {"cpu_s": used.ru_utime + used.ru_stime, "wall_s": wall, "peak_rss_mb": used.ru_maxrss * UNIT / 1e6}
     print(json.dumps(cost))
     return code
 
