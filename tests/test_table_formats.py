@@ -27,6 +27,7 @@ fits = pytest.importorskip("astropy.io.fits", reason="writes FITS as users do")
 astropy_table = pytest.importorskip("astropy.table", reason="writes FITS as users do")
 pd = pytest.importorskip("pandas", reason="writes Parquet as users do")
 pa = pytest.importorskip("pyarrow", reason="writes Parquet as users do")
+pyarrow = pytest.importorskip("pyarrow", reason="writes Parquet as users do")
 pq = pytest.importorskip("pyarrow.parquet", reason="writes Parquet as users do")
 
 Array = np.ndarray[Any, Any]
@@ -170,6 +171,35 @@ def test_a_velocity_is_taken_out_and_a_missing_one_flagged(
         assert np.array_equal(block.flux[unmoved], at_rest.flux[unmoved])
         assert not np.array_equal(block.flux[~unmoved], at_rest.flux[~unmoved])
     np.testing.assert_allclose(blocks[0].flux, blocks[1].flux, rtol=1e-5, atol=1e-5)
+
+
+def say_unit(kind: str, path: Path, column: str, unit: str) -> str:
+    """Write down the unit of a column; give the column's name as the file spells it."""
+    if kind == "hdf5":
+        with h5py.File(path, "a") as file:
+            file[column].attrs["unit"] = unit
+        return column
+    if kind == "fits":
+        with fits.open(path, mode="update") as hdus:
+            hdus[1].columns[column.upper()].unit = unit
+        return column.upper()
+    table = pq.read_table(path)
+    fields = [field.with_metadata({"unit": unit}) if field.name == column else field for field in table.schema]
+    pq.write_table(table.cast(pyarrow.schema(fields)), path, row_group_size=2)
+    return column
+
+
+@everywhere
+def test_a_column_of_velocities_is_in_its_own_unit(kind: str, tmp_path: Path) -> None:
+    velocity = np.array([0.0, 150.0, 80.0, -40.0, 0.0])
+    in_km_s = written(kind, tmp_path, spectra() | {"other": velocity}, "km")
+    in_m_s = written(kind, tmp_path, spectra() | {"other": 1e3 * velocity}, "m")
+    name = say_unit(kind, in_m_s, "other", "m/s")
+    one, other = (read_all(path, velocity=name) for path in (in_km_s, in_m_s))
+    assert np.array_equal(one.flux, other.flux, equal_nan=True) and not np.array_equal(one.flux, read_all(in_m_s).flux)
+    say_unit(kind, in_m_s, "other", "mag")
+    with pytest.raises(SpecVitError, match=r"velocities in 'mag' are not understood; store them in km/s"):
+        open_catalog(in_m_s, PFS_MR, velocity=name)
 
 
 @everywhere

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.formats.columns import REDSHIFTS, check_keep
+from specvit_deploy.formats.columns import REDSHIFTS, check_keep, km_s
 from specvit_deploy.formats.rows import Medium, Rows
 from specvit_deploy.grid import C_KM_S, WavelengthGrid
 from specvit_deploy.quality import Quality
@@ -62,7 +62,8 @@ class Source(Protocol):
     """An open file of spectra.
 
     A source whose layout need not say a velocity has an attribute `says_velocity` as well: where it is False, spectra
-    in the file's own sampling are VELOCITY_UNKNOWN, and spectra on the instrument grid are at rest as that demands.
+    in the file's own sampling are VELOCITY_UNKNOWN, and spectra on the instrument grid are at rest as that demands. One
+    whose columns may say their unit has a method `unit` of their name.
     """
 
     rows: int
@@ -100,9 +101,10 @@ class Catalog:
     keep : sequence of str
         Scalar columns of the file to carry along.
     velocity : float or str, optional
-        Radial velocity to take out, km/s, positive away from us: one for all rows, or the column that holds it
-        (`redshift` or `z` hold z instead), here or, as FILE:COLUMN, in a table that is joined by the identifiers
-        (`specvit_deploy.formats.velocity_file`). Without it the file's own counts; 0 says that the spectra are at rest.
+        Radial velocity to take out, km/s, positive away from us: one for all rows, or the column that holds it, here
+        or, as FILE:COLUMN, in a table that is joined by the identifiers (`specvit_deploy.formats.velocity_file`). A
+        column holds km/s or what its unit says; `redshift` or `z` hold z. Without it the file's own counts; 0 says that
+        the spectra are at rest.
     medium : "air" or "vacuum", optional
         What the wavelengths are measured in, whatever the file says.
     lsf : LineSpread, optional
@@ -143,6 +145,7 @@ class Catalog:
         self.source = reader.open(self.path, asked)
         try:
             check_keep(self.path, asked, self.source.columns)
+            self.velocity_scale = self._velocity_scale()
             self._check()
         except BaseException:
             self.source.close()
@@ -182,6 +185,15 @@ class Catalog:
         brought = to_grid(_part(rows, parts[1]), self.grid, any_unit=any_unit)
         return _merged((_as_they_are(_part(rows, parts[0]), any_unit), brought), np.argsort(np.concatenate(parts)))
 
+    def _velocity_scale(self) -> float:
+        """What the values of the velocity's column are multiplied by, to be km/s."""
+        if not isinstance(self.velocity, str) or self.velocities is not None:
+            return 1.0
+        if self.velocity.lower() in REDSHIFTS:
+            return C_KM_S
+        unit = getattr(self.source, "unit", lambda name: None)
+        return km_s(unit(self.velocity), f"{self.path}, {self.velocity}")
+
     def _declared(self, rows: Rows) -> Rows:
         """Rows with what the caller declares in place of what the file says."""
         if self.medium is not None:
@@ -192,8 +204,7 @@ class Catalog:
         if self.velocities is not None:
             velocity = self.velocities.of(rows.id)
         elif isinstance(self.velocity, str):
-            scale = C_KM_S if self.velocity.lower() in REDSHIFTS else 1.0
-            velocity = scale * np.asarray(rows.extras[self.velocity], np.float64)
+            velocity = self.velocity_scale * np.asarray(rows.extras[self.velocity], np.float64)
         else:
             velocity = np.full(len(rows.flux), self.velocity)
         flags = None if rows.flags is None else rows.flags & ~np.int32(Quality.VELOCITY_UNKNOWN)

@@ -90,6 +90,10 @@ class DesiSpectra:
                         raise file.damaged(f"{band}_{what} does not fit FIBERMAP and {band}_WAVELENGTH")
             self.wave, self.bands = _join(path, waves)
 
+    def unit(self, name: str) -> object:
+        """Unit of a column of `columns`, if the file says it."""
+        return self.table.where[name].columns[name].unit
+
     def read(self, start: int, stop: int) -> Rows:
         """Targets [start, stop); the identifier is TARGETID."""
         flux = np.full((stop - start, len(self.wave)), np.nan, np.float32)

@@ -128,6 +128,10 @@ class FitsTableSource:
         name = self.name[role]
         return None if name is None else self.file.column(self.table, name, start, stop)
 
+    def unit(self, name: str) -> object:
+        """Unit of a column of `columns`, if the file says it."""
+        return self.table.columns[name].unit
+
     def read(self, start: int, stop: int) -> Rows:
         """Rows [start, stop)."""
         parts = {role: self._read(role, start, stop) for role in self.name}

@@ -145,6 +145,10 @@ class ParquetSource:
         except (pyarrow.ArrowException, OSError, StopIteration) as problem:
             raise damaged(self.path, problem) from None
 
+    def unit(self, name: str) -> object:
+        """Unit of a column of `columns`, if the file says it."""
+        return facts_of(self.file.schema_arrow.field(name).metadata).get("unit")
+
     def read(self, start: int, stop: int) -> Rows:
         """Rows [start, stop)."""
         table = self._table(start, stop)

@@ -57,6 +57,10 @@ class Targets:
             self.wave = None if self.wave is None else self.wave[self.window]
             self.pixels = _longest(file.find("FLUX")) if self.wave is None else len(self.wave)
 
+    def unit(self, name: str) -> object:
+        """Unit of a column of `columns`, if the file says it."""
+        return self.table.where[name].columns[name].unit
+
     def read(self, start: int, stop: int) -> Rows:
         """Targets [start, stop); the identifier is objId."""
         wave = self.wave if self.wave is not None else NM * self._array(WAVE, start, stop).astype(np.float64)

@@ -108,6 +108,10 @@ class PlainSource:
             return np.broadcast_to(scale * value.astype(np.float64), (self.rows,))
         return None
 
+    def unit(self, name: str) -> object:
+        """Unit of a column of `columns`, if the file says it."""
+        return attribute(self.file[name], "unit", "units")
+
     def read(self, start: int, stop: int) -> Rows:
         """Rows [start, stop)."""
         flux, error = self.arrays.read(start, stop)

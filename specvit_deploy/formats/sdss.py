@@ -71,6 +71,10 @@ class SdssSpec:
             mask = data.get("and_mask", np.zeros(count, np.int64))
             self.flux, self.ivar = clean(data["flux"], data["ivar"], mask, BAD_BITS)
 
+    def unit(self, name: str) -> object:
+        """Unit of a column of `columns`, if the file says it."""
+        return self.table.where[name].columns[name].unit
+
     def read(self, start: int, stop: int) -> Rows:
         """Rows [start, stop) of the only one."""
         rows = slice(start, stop)
