@@ -278,15 +278,19 @@ def test_workers_that_always_die_are_given_up(stars: Path, tmp_path: Path, monke
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("workers", [1, 2])
-def test_ctrl_c_leaves_a_run_that_goes_on(workers: int, stars: Path, truth: Columns, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("workers", "ended"), [(1, signal.SIGINT), (2, signal.SIGINT), (1, signal.SIGTERM), (2, signal.SIGTERM)]
+)
+def test_ctrl_c_and_the_end_of_a_job_leave_a_run_that_goes_on(
+    workers: int, ended: signal.Signals, stars: Path, truth: Columns, tmp_path: Path
+) -> None:
     output = tmp_path / "out.h5"
     with subprocess.Popen(
         command(stars, output, "--workers", str(workers)),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
     ) as run:  # fmt: skip
         wait_for(lambda: bool(seals(output)) or run.poll() is not None)
-        os.killpg(run.pid, signal.SIGINT)  # as a terminal does: to every process of the group
+        os.killpg(run.pid, ended)  # as a terminal and a queue do: to every process of the group
         said = run.communicate()[1]
     assert run.returncode == 2
     assert said == f"Error: stopped; run the same command again and {output} goes on where it stopped\n"
