@@ -436,7 +436,7 @@ def test_an_engine_without_its_device_is_one_line(no_gpu: None, catalog: Path, t
     result = CliRunner().invoke(main, arguments)
     assert result.exit_code == 2 and list(tmp_path.iterdir()) == []
     (line,) = result.stderr.strip().splitlines()
-    assert line.startswith("Error: ") and "no CUDA device" in line and line.endswith("allow the fallback")
+    assert line.startswith("Error: ") and "no CUDA device" in line and line.endswith("--allow-fallback")
 
 
 @pytest.mark.filterwarnings("always::UserWarning")

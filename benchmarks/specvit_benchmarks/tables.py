@@ -147,18 +147,27 @@ def coverage(bundle: str) -> str:
     for found in report(f"coverage-{bundle}")["conditions"]:
         overall = found["groups"][0]
         misses = [miss["excess"] for miss in found["failing"]]
+        judged = [
+            ("snr" in group and "log_g" in group, group[of]["holds"])
+            for group in found["groups"]
+            for of in ("log_g_err", "interval")
+            if group[of]["holds"] is not None
+        ]
+        lines, cells = ([holds for is_cell, holds in judged if is_cell == asked] for asked in (False, True))
         rows.append(
             [
                 found["name"],
                 f"{found['r2']:.3f}",
                 f"{100 * overall['log_g_err']['coverage']:.1f} %",
                 f"{100 * overall['interval']['coverage']:.1f} %",
-                f"{found['judged'] - len(found['failing'])} of {found['judged']}",
+                f"{sum(lines)} of {len(lines)}",
+                f"{sum(cells)} of {len(cells)}",
                 f"{100 * max(misses, key=abs):+.1f} points" if misses else "",
                 f"{100 * found['flagged_share']:.1f} %",
             ]
         )
-    head = ["condition", "R2", "1 sigma covers", "interval covers", "cells that hold", "worst miss", "flagged"]
+    head = ["condition", "R2", "1 sigma covers", "interval covers", "rows and columns that hold",
+            "cells that hold", "worst miss", "flagged"]  # fmt: skip
     return table(head, rows)
 
 

@@ -215,7 +215,11 @@ def choose(bundle: Bundle, engine: str = AUTO, precision: str = AUTO) -> Choice:
     if not reasons:
         raise SpecVitError(f"bundle {bundle.name} was verified with no engine at {precision}; name an engine as well")
     said = "; ".join(f"{pair}: {reason}" for pair, reason in reasons.items())
-    remedy = "choose engine auto, or allow the fallback" if engine != AUTO else "install one of these engines"
+    remedy = (
+        "choose engine auto, or allow a stand-in with --allow-fallback"
+        if engine != AUTO
+        else "install one of these engines"
+    )
     raise SpecVitError(f"bundle {bundle.name} does not run here as asked ({said}); {remedy}")
 
 
