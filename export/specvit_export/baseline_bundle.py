@@ -25,6 +25,7 @@ from specvit_training.learner import build_network
 from specvit_training.vit import ViT
 
 from specvit_deploy.bundle import MANIFEST, Bundle, file_sha256, load_bundle
+from specvit_deploy.calibration import SPECTRA
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.engines import ENGINES, available
 from specvit_deploy.engines.onnxruntime import BATCH, OnnxRuntimeEngine
@@ -64,7 +65,7 @@ def export_baseline(
     checkpoint: Path,
     output: Path,
     scenario: str | None = None,
-    spectra: int = 60_000,
+    spectra: int = SPECTRA,
     tests: int = 10_000,
     log: Callable[[str], None] = print,
 ) -> Path:
@@ -111,7 +112,7 @@ def export_baseline(
 
 
 def open_baseline(
-    path: Path, scenario: str | None = None, spectra: int = 60_000, log: Callable[[str], None] = print
+    path: Path, scenario: str | None = None, spectra: int = SPECTRA, log: Callable[[str], None] = print
 ) -> Source:
     """Open and calibrate, see `export_baseline`.
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from specvit_deploy.bundle import DEFAULT
+from specvit_deploy.calibration import SPECTRA
 
 OUTPUTS = {"onnx": "bundle", "openvino": "openvino", "tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt-rtx"}
 """Folder of each target, unless another is asked for."""
@@ -43,7 +44,7 @@ OUTPUTS = {"onnx": "bundle", "openvino": "openvino", "tensorrt": "tensorrt", "te
 @click.option("--engines", is_flag=True, help="List the engines that run on this machine, and why others do not.")
 @click.option(
     "--spectra",
-    default=60_000,
+    default=SPECTRA,
     show_default=True,
     type=click.IntRange(1000),
     help="Simulated spectra behind the calibration, where it is made anew.",

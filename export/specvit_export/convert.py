@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from specvit_deploy.bundle import file_sha256, load_bundle
+from specvit_deploy.calibration import SPECTRA
 from specvit_deploy.engines import EngineModule, engine_module
 from specvit_deploy.errors import SpecVitError
 from specvit_export.forms import build_form
@@ -30,7 +31,7 @@ def convert(
     target: str,
     precisions: Sequence[str] = (),
     scenario: str | None = None,
-    spectra: int = 60_000,
+    spectra: int = SPECTRA,
     tests: int = 10_000,
     log: Log = print,
 ) -> Path:

@@ -18,6 +18,7 @@ from specvit_training.evaluate import score_estimator
 
 from specvit_deploy import __version__
 from specvit_deploy.bundle import FORMAT, MANIFEST, file_sha256, load_bundle
+from specvit_deploy.calibration import SPECTRA
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.engines.proof import PROOF, write_proof
 from specvit_deploy.errors import SpecVitError
@@ -38,7 +39,7 @@ def export_bundle(
     source: str | Path,
     output: Path,
     scenario: str | None = None,
-    spectra: int = 60_000,
+    spectra: int = SPECTRA,
     tests: int = 10_000,
     forms: Sequence[str] = DEFAULT_FORMS,
     log: Callable[[str], None] = print,

@@ -17,6 +17,7 @@ from specvit_training.torch_engine import LEARNED, WEIGHTS
 from specvit_training.vit import CONFIGS, ViTConfig, named_shape
 
 from specvit_deploy.bundle import load_bundle
+from specvit_deploy.calibration import SPECTRA
 from specvit_deploy.emulator import default_emulator
 from specvit_deploy.errors import SpecVitError
 from specvit_deploy.noise import default_noise_model
@@ -45,7 +46,7 @@ class Source:
 
 
 def open_source(
-    source: str | Path, scenario: str | None = None, spectra: int = 60_000, log: Callable[[str], None] = print
+    source: str | Path, scenario: str | None = None, spectra: int = SPECTRA, log: Callable[[str], None] = print
 ) -> Source:
     """Open a checkpoint (.safetensors) or a bundle (path, or name of an embedded one).
 

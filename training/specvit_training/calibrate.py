@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from specvit_deploy.calibration import Calibration, fit_calibration
+from specvit_deploy.calibration import SPECTRA, Calibration, fit_calibration
 from specvit_deploy.labels import LOG_G
 from specvit_deploy.quality import Domain, median_snr
 from specvit_deploy.recipe import Recipe
@@ -14,7 +14,7 @@ from specvit_training.estimator import LATENT, Estimator
 from specvit_training.outlier_calibration import fit_limits
 
 
-def calibration_recipe(scenario: str, n: int = 60_000) -> Recipe:
+def calibration_recipe(scenario: str, n: int = SPECTRA) -> Recipe:
     """Spectra behind a bundle's calibration: magnitude 18 to 23, apart from every training and test seed."""
     return Recipe(scenario, (18.0, 23.0), n, seed=7_001)
 

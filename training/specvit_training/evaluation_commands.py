@@ -148,7 +148,7 @@ def _swapped(found: dict[str, Any]) -> str:
 @click.command()
 @click.argument("bundle", default="pfs-mr")
 @click.option("--scenario", type=click.Choice(["study", "survey"]), help="Nuisances.  [default: the bundle's]")
-@click.option("--n", default=60_000, show_default=True, type=click.IntRange(1), help="Number of simulated spectra.")
+@click.option("--n", default=150_000, show_default=True, type=click.IntRange(1), help="Number of simulated spectra.")
 @mag_range
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
 @click.option("-o", "--output", type=PathOption, help="Write the report (JSON) here.")
@@ -159,7 +159,7 @@ def coverage(
 
     The same simulated stars are estimated as drawn, with a tenth of the pixels masked, at +-10 km/s, with a continuum
     tilt of +-3 %, without a fifth of the arm, brought to rest from up to 300 km/s, and with unmasked cosmic-ray hits.
-    Of 200,000 spectra some sixty cells of S/N and log g are judged, of 30,000 none.  [default: the embedded bundle]
+    Of 150,000 spectra about fifty cells of S/N and log g are judged, of 30,000 none.  [default: the embedded bundle]
     """
     from specvit_deploy.estimator import Estimator
     from specvit_deploy.recipe import Recipe
