@@ -66,6 +66,8 @@ def test_the_errors_of_the_default_hold() -> None:
     found = {condition["name"]: condition for condition in report("coverage-pfs-mr.json")["conditions"]}
     for name in ("as drawn", "masked", "velocity", "tilt", "frame"):
         assert found[name]["holds"], (name, found[name]["failing"])
+        cells = [group for group in found[name]["groups"] if "snr" in group and "log_g" in group]
+        assert sum(group["log_g_err"]["holds"] is not None for group in cells) > 40  # cells, not rows and columns alone
         assert abs(found[name]["groups"][0]["log_g_err"]["coverage"] - 0.6827) < 0.015
     for name in ("gap", "hits"):  # a little low, as the README says
         assert abs(found[name]["groups"][0]["log_g_err"]["coverage"] - 0.6827) < 0.02
