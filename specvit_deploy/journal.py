@@ -17,6 +17,7 @@ import os
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -30,6 +31,9 @@ from specvit_deploy.errors import SpecVitError
 HEAD = "run.json"
 NAME = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{8})-([0-9a-f]{16})\.npy")
 Part = tuple[int, int]
+RELISTED = 20.0
+_LISTED: dict[tuple[Path, str], tuple[dict[Part, Path], float]] = {}
+"""Sealed parts by folder and run, and when they are looked at again."""
 
 
 def folder_of(output: Path) -> Path:
@@ -137,8 +141,18 @@ class Journal:
         }
 
     def has(self, start: int, stop: int) -> bool:
-        """Whether a part is sealed by now, by its name alone."""
-        return any(self.folder.glob(f"{start:012d}-{stop:012d}-{self.key}-*.npy"))
+        """Whether a part is sealed by now, by its name alone.
+
+        A run of 10^9 rows has half a million parts: their folder is listed again only when it is `RELISTED` times as
+        long ago as that took.
+        """
+        place = self.folder, self.key
+        names, until = _LISTED.get(place, ({}, 0.0))
+        if (start, stop) not in names and time.monotonic() >= until:
+            begun = time.monotonic()
+            names, now = self.sealed(), time.monotonic()
+            _LISTED[place] = names, now + RELISTED * (now - begun)
+        return (start, stop) in names and names[start, stop].exists()
 
     def missing(self) -> list[Part]:
         """Ranges of rows that no sealed part holds, in order."""

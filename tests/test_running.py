@@ -235,6 +235,16 @@ def test_shares_cut_in_different_ways_compute_no_part_twice(
     assert sorted(computed) == list(range(0, ROWS, PART))
 
 
+def test_a_part_that_is_gone_again_is_not_taken_for_sealed(tmp_path: Path) -> None:
+    run = {"rows": 4, "identity": "x"}
+    journal = Journal.begin(tmp_path / "out.h5", run, {})
+    assert not journal.has(0, 2)
+    journal.seal(0, 2, np.zeros(2, [("id", "<i8")]))
+    wait_for(lambda: Journal(tmp_path / "out.h5").has(0, 2))  # listed again before long
+    next(folder_of(tmp_path / "out.h5").glob("*.npy")).unlink()
+    assert not journal.has(0, 2)
+
+
 def test_a_part_that_others_seal_in_the_meantime_is_not_computed(
     stars: Path, truth: Columns, tmp_path: Path, computed: list[int]
 ) -> None:

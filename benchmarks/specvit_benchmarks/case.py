@@ -150,10 +150,10 @@ class ProductCase(Case):
 
 def bfloat16_products(a: NDArray[np.float32]) -> Callable[[], object]:
     """Multiply `a` by itself `CHAIN` times in bfloat16 on one thread, so that little of it is conversion."""
-    import openvino as ov
-    from openvino import opset13 as ops
+    from specvit_deploy.engines.openvino import library, the_core
 
-    from specvit_deploy.engines.openvino import the_core
+    ov = library()
+    from openvino import opset13 as ops
 
     first = last = ops.parameter(a.shape, np.float32)
     for _ in range(CHAIN):

@@ -119,10 +119,9 @@ def write_openvino(
     graph: Path, form: str, precision: str, folder: Path, reference: Reference, log: Log
 ) -> dict[str, Any]:
     """Convert a graph to OpenVINO's format, weights as they are, and check that file at a precision."""
-    import openvino as ov
+    from specvit_deploy.engines.openvino import OpenVinoEngine, library, the_core
 
-    from specvit_deploy.engines.openvino import OpenVinoEngine, the_core
-
+    ov = library()
     file = folder / f"{form}.xml"
     if not file.exists():
         log(f"convert    {form}: OpenVINO {ov.__version__.split('-')[0]}")

@@ -11,7 +11,9 @@ the graph is cut at the tensors `trunk_in` and `trunk_out`, and only the transfo
 
 from __future__ import annotations
 
+import sys
 from functools import cache
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +37,20 @@ TRUNK_IN, TRUNK_OUT = "trunk_in", "trunk_out"
 
 
 @cache
+def library() -> Any:
+    """The module `openvino`; it sends word of each import to its makers if it can, which no catalogue needs."""
+    name = "openvino_telemetry"
+    absent = name not in sys.modules
+    if absent:
+        sys.modules[name] = None  # type: ignore[assignment]  # not to be imported; openvino does without
+    try:
+        return import_module("openvino")
+    finally:
+        if absent:
+            del sys.modules[name]
+
+
+@cache
 def the_core() -> Any:
     """The one `openvino.Core` of this process, which is never freed.
 
@@ -42,18 +58,14 @@ def the_core() -> Any:
     freed in the reverse order of their making, the thread keeps a stack that is unmapped: the next signal, the end of
     a child process for one, is a segmentation fault.
     """
-    import openvino as ov
-
-    return ov.Core()
+    return library().Core()
 
 
 def why_not(precision: str) -> str | None:
     """None if OpenVINO is installed and, for bfloat16, the CPU multiplies it natively."""
     if missing := not_installed("openvino", EXTRA):
         return missing
-    import openvino as ov
-
-    version = ov.__version__.split("-")[0]
+    version = library().__version__.split("-")[0]
     if tuple(int(part) for part in version.split(".")[:2]) < FIRST:
         return f"openvino {version} does not compute fused attention: pip install 'openvino>={FIRST[0]}.{FIRST[1]}'"
     core = the_core()
@@ -93,8 +105,6 @@ class OpenVinoEngine:
     fell_back = False
 
     def __init__(self, graph: Path, precision: str = "fp32", threads: int = 1, batch: int = BATCH) -> None:
-        import openvino as ov
-
         core = the_core()
         model = read_model(core, graph, batch)
         if "bf16" in precision:
@@ -108,7 +118,7 @@ class OpenVinoEngine:
             self.trunk = None
             self.last = compile_part(core, model, "f32", threads)
         self.batch, self.precision = batch, precision
-        version, cpu = ov.__version__.split("-")[0], core.get_property(DEVICE, "FULL_DEVICE_NAME").strip()
+        version, cpu = library().__version__.split("-")[0], core.get_property(DEVICE, "FULL_DEVICE_NAME").strip()
         self.description = f"openvino {version}, {cpu}, {threads} thread{'s' * (threads > 1)}"
 
     def run(self, flux: NDArray[np.float32], error: NDArray[np.float32]) -> dict[str, NDArray[Any]]:
@@ -161,7 +171,7 @@ def cut(model: Any, graph: Path) -> tuple[Any, Any, Any]:
     SpecVitError
         If it has no such tensors, or more than these two cross the cuts.
     """
-    import openvino as ov
+    ov = library()
     from openvino import opset13 as op
 
     ports = {name: port for node in model.get_ops() for port in node.outputs() for name in port.names}
