@@ -75,7 +75,7 @@ def to_grid(
     Raises
     ------
     SpecVitError
-        If the rows share wavelengths that cannot be used or that miss the grid.
+        If the rows share wavelengths that cannot be used, or that miss the grid shifted and unshifted.
     """
     found = on_grid(rows, grid, velocity, lsf)
     flux, error = found.flux, found.error
@@ -122,7 +122,7 @@ def on_grid(
     Raises
     ------
     SpecVitError
-        If the rows share wavelengths that cannot be used or that miss the grid.
+        If the rows share wavelengths that cannot be used, or that miss the grid shifted and unshifted.
     """
     n = len(rows.flux)
     moving, unknown = _velocities(rows, velocity)
@@ -191,7 +191,8 @@ def _vacuum(rows: Rows, wave: NDArray[Any]) -> Array:
 def _check_shared(wave: Array, factor: Array, grid: WavelengthGrid) -> None:
     if not _rises(wave):
         raise SpecVitError("the wavelengths must be finite, positive and rise; sort the pixels by wavelength")
-    if len(factor) and not any(_overlaps(wave[[0, -1]] * f, grid) for f in np.unique(factor)):
+    # 1: as they are, because rows of an absurd velocity may be all that there are; they have no data
+    if len(factor) and not any(_overlaps(wave[[0, -1]] * f, grid) for f in (1.0, *np.unique(factor))):
         raise SpecVitError(
             f"the wavelengths, {wave[0]:.2f} to {wave[-1]:.2f} A (vacuum), miss the model's {grid.describe()}; check "
             "their unit and the velocity, or give spectra of that range"

@@ -23,7 +23,10 @@ Single = NDArray[np.float32]
 BAND = 2
 """Off-diagonals of the covariance that are kept."""
 POOL = 1 << 18
-"""Random numbers that filled-in noise is taken from, from a place that the row's seed decides."""
+"""Random numbers that filled-in noise is taken from, from a place that the row's seed decides.
+
+A row that needs more than half of them draws its own: there are too few places to tell such rows apart.
+"""
 
 
 def usable(covariance: NDArray[Any], good: NDArray[np.bool_]) -> Array:
@@ -84,9 +87,9 @@ def whitened(
 def numbers(seed: int, count: int, stream: int = 0) -> Single:
     """Standard normal numbers (count,), always the same for the same seed and stream."""
     pool = _pool(stream)
-    if count > len(pool):
-        return np.resize(pool, count)
-    first = int(seed) % max(len(pool) - count, 1)
+    if count > len(pool) // 2:
+        return np.random.default_rng([20 + stream, int(seed)]).standard_normal(count, dtype=np.float32)
+    first = int(seed) % (len(pool) - count)
     return pool[first : first + count]
 
 

@@ -26,6 +26,7 @@ from specvit_deploy.quality import Quality
 from specvit_deploy.resample import Bins, Rebinning
 from specvit_deploy.to_grid import on_grid, to_grid
 from specvit_deploy.wavelength_frame import air_to_vacuum, rest_factor, vacuum_to_air
+from specvit_deploy.whitening import POOL, numbers
 
 SMALL = WavelengthGrid(7100.0, 0.43, 60)
 SAMPLINGS = {
@@ -270,6 +271,25 @@ def test_rows_beyond_the_grid_have_no_data_and_files_beyond_it_are_refused() -> 
         to_grid(rows_of(far, flux, flux), PFS_MR)
     with pytest.raises(SpecVitError, match="sort the pixels by wavelength"):
         to_grid(rows_of(torn, flux, flux), PFS_MR)
+
+
+def test_rows_of_an_absurd_velocity_have_no_data_in_whatever_company() -> None:
+    """Only these rows are shifted: the others of a catalogue at rest never get here."""
+    flux = np.ones((2, PFS_MR.n), np.float32)
+    for velocity in ([2e5, -2e5], [2e5, 10.0]):
+        block = to_grid(rows_of(PFS_MR.wave, flux, flux, velocity=np.array(velocity)), PFS_MR)
+        seen = np.isfinite(block.flux)
+        assert not seen[0].any() and seen[1].any() == (velocity[1] == 10.0)
+
+
+@pytest.mark.parametrize("count", [1000, POOL // 2 + 1, POOL, 2 * POOL + 5])
+def test_rows_get_noise_of_their_own_however_many_numbers_they_need(count: int) -> None:
+    one, same, other, stream = (numbers(seed, count, s) for seed, s in ((7, 0), (7, 0), (8, 0), (7, 1)))
+    np.testing.assert_array_equal(one, same)
+    assert one.shape == (count,) and one.std() == pytest.approx(1.0, abs=4 / np.sqrt(count))
+    half = count // 2
+    for a, b in ((one, other), (one, stream), (one[:half], one[half : 2 * half])):
+        assert abs(np.mean(a * b)) < 4.5 / np.sqrt(len(a))
 
 
 def test_a_gap_in_the_sampling_stays_a_gap() -> None:
