@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import pickle
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -228,6 +229,31 @@ def test_a_row_without_any_usable_error_does_not_disturb_the_others(tmp_path: Pa
     block = read_all(write(tmp_path / "c.h5", flux=1e-60 * flux, error=1e-60 * error))
     assert not (np.isfinite(block.error[:2]) & (block.error[:2] > 0)).any()
     np.testing.assert_allclose(block.flux[2] / block.error[2], flux[2] / error[2], rtol=3e-7)
+
+
+def test_garbage_pixels_in_double_precision_are_no_data(tmp_path: Path) -> None:
+    flux, error = flux_and_error()
+    error *= 1e-20
+    flux[0, 7] = 1e300
+    block = read_all(write(tmp_path / "c.h5", flux=flux, error=error))
+    assert np.flatnonzero(~np.isfinite(block.flux[0])).tolist() == [7] and np.isfinite(block.flux[1:]).all()
+
+
+def test_velocities_stay_in_the_file(tmp_path: Path) -> None:
+    """A worker of many reads those of its own rows only."""
+    rows, velocity = 200_000, 1e-3
+    with h5py.File(tmp_path / "c.h5", "w") as file:
+        file["wave"] = [7000.0, 9000.0]
+        for name in ("flux", "error"):
+            file.create_dataset(name, (rows, 2), "f4", fillvalue=1)
+        file["velocity"] = velocity * np.arange(rows)
+    tracemalloc.start()
+    with Catalog(tmp_path / "c.h5", PFS_MR) as catalog:
+        found = catalog.source.read(rows - 3, rows).velocity
+        peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    np.testing.assert_allclose(found, velocity * (rows + np.arange(-3, 0)))
+    assert peak < 4 * rows
 
 
 @pytest.mark.parametrize("kind", ["plain", "simulation"])

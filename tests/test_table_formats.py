@@ -203,6 +203,17 @@ def test_a_column_of_velocities_is_in_its_own_unit(kind: str, tmp_path: Path) ->
 
 
 @everywhere
+@pytest.mark.parametrize("own", [False, True])
+def test_a_column_of_texts_is_no_velocity(kind: str, own: bool, tmp_path: Path) -> None:
+    content = spectra() | ({"velocity": np.array(["fast"] * 5)} if own else {})
+    asked = None if own else ("FIELD" if kind == "fits" else "field")
+    said = r"holds no numbers; choose another|velocity is .* give one number"
+    with pytest.raises(SpecVitError, match=said) as caught:
+        open_catalog(written(kind, tmp_path, content), PFS_MR, velocity=asked)
+    assert "\n" not in str(caught.value)
+
+
+@everywhere
 def test_velocity_medium_and_rest_can_be_declared(kind: str, tmp_path: Path) -> None:
     path = written(kind, tmp_path)
     untouched = read_all(path)
@@ -456,6 +467,35 @@ def test_one_big_row_group_is_read_in_bounded_memory(tmp_path: Path) -> None:
             catalog.source.read(start, start + BATCH)
             peak = max(peak, pa.total_allocated_bytes() - before)
     assert peak < size / 3
+
+
+@pytest.mark.parametrize(("group", "expected"), [(8 * BATCH, 8), (2 * BATCH, 6)], ids=["one row group", "four"])
+def test_reading_on_with_gaps_decodes_no_row_twice(group: int, expected: int, tmp_path: Path) -> None:
+    """As workers and shards do; a row group that is skipped as a whole is not decoded at all."""
+    rows = 8 * BATCH
+    flux = pa.array([np.ones(2)] * rows, pa.list_(pa.float32()))
+    table = pa.table({"id": np.arange(rows), "flux": flux, "error": flux})
+    table = table.replace_schema_metadata({"wave": "[7000, 9000]"})
+    pq.write_table(table, tmp_path / "c.parquet", row_group_size=group)
+    with open_catalog(tmp_path / "c.parquet", PFS_MR) as catalog:
+        source: Any = catalog.source
+        iterate, decoded = source.file.iter_batches, []
+
+        def counted(*args: Any, **options: Any) -> Any:
+            for batch in iterate(*args, **options):
+                decoded.append(len(batch))
+                yield batch
+
+        source.file.iter_batches, source.position = counted, -1
+        for start, stop in (
+            (0, 10),
+            (90, 100),
+            (BATCH + 5, BATCH + 6),
+            (6 * BATCH - 1, 6 * BATCH + 3),
+            (rows - 9, rows),
+        ):
+            assert source.read(start, stop).id.tolist() == list(range(start, stop))
+    assert len(decoded) == expected
 
 
 # shards

@@ -19,6 +19,7 @@ from click.testing import CliRunner
 import specvit_deploy as sv
 from specvit_deploy.cli import main
 from specvit_deploy.formats import open_catalog
+from specvit_deploy.formats.columns import angstrom, km_s
 from specvit_deploy.formats.velocity_file import VelocityFile
 from specvit_deploy.grid import C_KM_S, PFS_MR
 from specvit_deploy.pipeline import merge
@@ -91,6 +92,22 @@ def test_units_and_redshifts_become_km_s(name: str, tmp_path: Path) -> None:
     CONTAINERS[name](tmp_path / "mag", IDS, KM_S, "mag", "v")
     with pytest.raises(sv.SpecVitError, match="velocities in 'mag' are not understood; store them in km/s"):
         VelocityFile(f"{tmp_path / 'mag'}:v")
+
+
+@pytest.mark.parametrize(
+    "unit", ["km/s", "km s-1", "km.s**-1", "km.s-1", "km.s^-1", "km*s-1", "KM/SEC", "km s^{-1}", ""]
+)
+def test_kilometres_a_second_in_any_spelling(unit: str) -> None:
+    assert km_s(unit, "t") == 1.0
+
+
+def test_spellings_of_other_units_stay_apart() -> None:
+    assert km_s("m.s-1", "t") == 1e-3 and angstrom("0.1nm", "t") == 1.0
+    for unit in ("*", "km.s", "km s^2"):
+        with pytest.raises(sv.SpecVitError, match="are not understood"):
+            km_s(unit, "t")
+    with pytest.raises(sv.SpecVitError, match="are not understood"):
+        angstrom("n.m", "t")
 
 
 @pytest.mark.parametrize("name", CONTAINERS)

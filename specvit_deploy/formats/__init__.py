@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.formats.columns import REDSHIFTS, check_keep, km_s
+from specvit_deploy.formats.columns import REDSHIFTS, check_keep, km_s, speeds
 from specvit_deploy.formats.rows import Medium, Rows
 from specvit_deploy.grid import C_KM_S, WavelengthGrid
 from specvit_deploy.quality import Quality
@@ -204,7 +204,7 @@ class Catalog:
         if self.velocities is not None:
             velocity = self.velocities.of(rows.id)
         elif isinstance(self.velocity, str):
-            velocity = self.velocity_scale * np.asarray(rows.extras[self.velocity], np.float64)
+            velocity = self.velocity_scale * speeds(rows.extras[self.velocity], f"{self.path}: {self.velocity}")
         else:
             velocity = np.full(len(rows.flux), self.velocity)
         flags = None if rows.flags is None else rows.flags & ~np.int32(Quality.VELOCITY_UNKNOWN)
@@ -273,7 +273,8 @@ def rescale(flux: NDArray[np.float64], error: NDArray[Any]) -> tuple[NDArray[np.
     size = np.where(np.isfinite(error) & (error > 0), error, np.nan).astype(np.float64)
     size[np.isnan(size).all(axis=1)] = 1.0
     factor = -np.frexp(np.nanmedian(size, axis=1))[1].astype(np.int64)[:, None]
-    return np.ldexp(flux, factor), np.ldexp(error.astype(np.float64), factor)
+    with np.errstate(over="ignore"):  # garbage pixels become infinite, which is no data
+        return np.ldexp(flux, factor), np.ldexp(error.astype(np.float64), factor)
 
 
 def _part(rows: Rows, chosen: NDArray[np.int64]) -> Rows:

@@ -40,7 +40,7 @@ ANGSTROM = {
 }  # fmt: skip
 REFERENCE = 7975.0
 """Angstrom at which flux per unit frequency and per unit wavelength are made equal: the middle of the arm."""
-KM_S = {"km/s": 1.0, "kms-1": 1.0, "kms^-1": 1.0, "kms**-1": 1.0, "m/s": 1e-3, "ms-1": 1e-3, "cm/s": 1e-5}
+KM_S = {"km/s": 1.0, "km/sec": 1.0, "kms-1": 1.0, "m/s": 1e-3, "ms-1": 1e-3, "cm/s": 1e-5}
 
 
 def find(names: Iterable[str], role: str) -> str | None:
@@ -68,13 +68,14 @@ def km_s(unit: object, where: str) -> float:
     SpecVitError
         For a unit that is none of velocity.
     """
-    return _factor(unit, KM_S, f"{where}: velocities in", "store them in km/s")
+    signs = " .*^{}"  # km.s**-1, km s^{-1}
+    return _factor(unit, KM_S, f"{where}: velocities in", "store them in km/s", signs)
 
 
-def _factor(unit: object, known: dict[str, float], what: str, remedy: str) -> float:
-    plain = text(unit).lower().replace(" ", "")
-    if not plain:
+def _factor(unit: object, known: dict[str, float], what: str, remedy: str, ignored: str = " ") -> float:
+    if not text(unit):
         return 1.0
+    plain = text(unit).lower().translate(dict.fromkeys(map(ord, ignored)))
     if plain not in known:
         raise SpecVitError(f"{what} '{text(unit)}' are not understood; {remedy}")
     return known[plain]
@@ -156,6 +157,19 @@ def plain_column(values: NDArray[Any]) -> NDArray[Any]:
     if values.dtype.kind in "SUOMm":
         return np.array([text(value) for value in values.ravel()], dtype=object)
     return values.astype(values.dtype.newbyteorder("="), copy=False)
+
+
+def speeds(values: NDArray[Any], where: str) -> NDArray[np.float64]:
+    """Velocities or redshifts of a column, `where` it stands, as float64.
+
+    Raises
+    ------
+    SpecVitError
+        For a column of texts or the like.
+    """
+    if values.dtype.kind not in "fiu":
+        raise SpecVitError(f"{where} holds no numbers; choose another column, or store it as float64")
+    return values.astype(np.float64)
 
 
 def padded(rows: Sequence[NDArray[Any] | None], n: int, exact: bool = False, dtype: Any = np.float64) -> NDArray[Any]:

@@ -23,6 +23,7 @@ from specvit_deploy.formats.columns import (
     mended,
     padded,
     plain_column,
+    speeds,
 )
 from specvit_deploy.formats.fits import FitsFile, is_fits
 from specvit_deploy.formats.rows import Medium, Rows
@@ -176,10 +177,13 @@ class FitsTableSource:
     def _velocity(self, start: int, stop: int) -> NDArray[np.float64] | None:
         if self.velocity is not None:
             scale = km_s(self.table.columns[self.velocity].unit, f"{self.path}")
-            return scale * self._scalar(self.velocity, start, stop).astype(np.float64)
+            return scale * self._speeds(self.velocity, start, stop)
         if self.redshift is not None:
-            return C_KM_S * self._scalar(self.redshift, start, stop).astype(np.float64)
+            return C_KM_S * self._speeds(self.redshift, start, stop)
         return None
+
+    def _speeds(self, name: str, start: int, stop: int) -> NDArray[np.float64]:
+        return speeds(self._scalar(name, start, stop), f"{self.path}: {name}")
 
     def close(self) -> None:
         """Close the file."""

@@ -22,6 +22,7 @@ from specvit_deploy.formats.columns import (
     mended,
     padded,
     plain_column,
+    speeds,
 )
 from specvit_deploy.formats.rows import Rows
 from specvit_deploy.grid import C_KM_S
@@ -58,7 +59,7 @@ class ParquetReader:
 
 
 class ParquetSource:
-    """An open Parquet file; reading on is cheap, reading back starts again at the beginning of a row group."""
+    """An open Parquet file; reading on is cheap, reading back starts again at the head of a row group."""
 
     def __init__(self, path: Path, keep: Sequence[str]) -> None:
         self.path, self.keep = path, keep
@@ -92,6 +93,8 @@ class ParquetSource:
             for name in {*self.name.values(), self.id, self.velocity, self.redshift, *self.keep}
             if name is not None
         ]
+        groups = range(self.file.metadata.num_row_groups)
+        self.heads = np.cumsum([0, *(self.file.metadata.row_group(group).num_rows for group in groups)])
         self.position, self.stream, self.rest = -1, iter(()), None
         self.shared = self._shared(facts.get("wave"))
 
@@ -113,33 +116,32 @@ class ParquetSource:
         values = values.astype(np.float64)
         return self.scale * values if self.name["wave"] else 10.0**values
 
-    def _batches(self, start: int) -> Iterator[Any]:
-        """Record batches from row `start` on."""
-        group, first = 0, 0
-        while first + self.file.metadata.row_group(group).num_rows <= start:
-            first += self.file.metadata.row_group(group).num_rows
-            group += 1
+    def _batches(self, group: int) -> Iterator[Any]:
+        """Record batches from the head of a row group on."""
         groups = list(range(group, self.file.metadata.num_row_groups))
-        for batch in self.file.iter_batches(BATCH, row_groups=groups, columns=self.needed, use_threads=False):
-            if first + len(batch) > start:
-                yield batch.slice(max(start - first, 0))
-            first += len(batch)
+        return iter(self.file.iter_batches(BATCH, row_groups=groups, columns=self.needed, use_threads=False))
+
+    def _next(self, most: int) -> Any:
+        """The next rows of the stream, at most so many."""
+        batch: Any = self.rest if self.rest is not None else next(self.stream)
+        self.rest = batch.slice(most) if len(batch) > most else None
+        return batch.slice(0, most)
 
     def _table(self, start: int, stop: int) -> Any:
         """Rows [start, stop) of the columns that are needed."""
         import pyarrow
 
         try:
-            if start != self.position:
-                self.stream, self.rest = self._batches(start), None
-            self.position = -1  # until all went well
+            group = int(np.searchsorted(self.heads, start, side="right")) - 1
+            at, self.position = self.position, -1  # until all went well
+            if not self.heads[group] <= at <= start:
+                at, self.stream, self.rest = int(self.heads[group]), self._batches(group), None
+            while at < start:
+                at += len(self._next(start - at))
             parts: list[Any] = []
-            missing = stop - start
-            while missing:
-                batch: Any = self.rest if self.rest is not None else next(self.stream)
-                parts.append(batch.slice(0, missing))
-                self.rest = batch.slice(missing) if len(batch) > missing else None
-                missing -= len(parts[-1])
+            while at < stop:
+                parts.append(self._next(stop - at))
+                at += len(parts[-1])
             self.position = stop
             return pyarrow.Table.from_batches(parts).combine_chunks()
         except (pyarrow.ArrowException, OSError, StopIteration) as problem:
@@ -197,9 +199,9 @@ class ParquetSource:
     def _velocity(self, table: Any) -> NDArray[np.float64] | None:
         if self.velocity is not None:
             unit = facts_of(table.schema.field(self.velocity).metadata).get("unit")
-            return km_s(unit, f"{self.path}") * scalar(table[self.velocity]).astype(np.float64)
+            return km_s(unit, f"{self.path}") * speeds(scalar(table[self.velocity]), f"{self.path}: {self.velocity}")
         if self.redshift is not None:
-            return C_KM_S * scalar(table[self.redshift]).astype(np.float64)
+            return C_KM_S * speeds(scalar(table[self.redshift]), f"{self.path}: {self.redshift}")
         return None
 
     def close(self) -> None:

@@ -91,22 +91,29 @@ class PlainSource:
         )
         check_keep(path, self.keep, self.columns)
 
-    def _velocity(self) -> NDArray[np.float64] | None:
-        """(N,) km/s of all rows, as the file says it."""
+    def _velocity(self) -> tuple[h5py.Dataset | NDArray[Any], float] | None:
+        """What the file says of velocities, one or (N,), left in the file; and what makes it km/s."""
         for role, scale in (("velocity", 1.0), ("redshift", C_KM_S)):
             found = dataset(self.file, role)
-            value = self.file.attrs.get(role) if found is None else found[()]
-            if value is None:
+            if found is None and role not in self.file.attrs:
                 continue
-            value = np.asarray(value)
+            value = np.asarray(self.file.attrs[role]) if found is None else found
             if value.dtype.kind not in "fiu" or value.shape not in ((), (1,), (self.rows,)):
                 raise SpecVitError(
                     f"{self.path}: {role} is {value.dtype} of shape {value.shape}; give one number, or one a row"
                 )
             if found is not None and role == "velocity":
                 scale = km_s(attribute(found, "unit", "units"), f"{self.path}")
-            return np.broadcast_to(scale * value.astype(np.float64), (self.rows,))
+            return value, scale
         return None
+
+    def _km_s(self, start: int, stop: int) -> NDArray[np.float64] | None:
+        """Velocities (N,) of rows [start, stop) in km/s."""
+        if self.velocity is None:
+            return None
+        value, scale = self.velocity
+        part = np.asarray(value[start:stop] if value.shape == (self.rows,) else value[()], np.float64)
+        return np.broadcast_to(scale * part, (stop - start,))
 
     def unit(self, name: str) -> object:
         """Unit of a column of `columns`, if the file says it."""
@@ -126,7 +133,7 @@ class PlainSource:
             error=error,
             id=np.arange(start, stop) if self.id is None else np.asarray(self.id[start:stop]),
             medium=self.medium,
-            velocity=None if self.velocity is None else self.velocity[start:stop],
+            velocity=self._km_s(start, stop),
             flags=flags,
             extras={name: plain_column(self.file[name][start:stop]) for name in self.keep},
         )
