@@ -91,7 +91,8 @@ def test_the_graph_is_fused_dynamic_and_whole(bundle: Path) -> None:
 
 
 def test_the_shipped_graph_is_fused(tmp_path: Path) -> None:
-    check_graph(sv.load_bundle().graph(), layers=CONFIGS["small"].depth)
+    bundle = sv.load_bundle()
+    check_graph(bundle.graph(), layers=CONFIGS[bundle.manifest["training"]["config"]["model"]].depth)
 
 
 def test_the_manifest_says_everything(bundle: Path) -> None:

@@ -501,8 +501,9 @@ def test_the_whole_estimator_builds(precision: str, rtx: Any, tmp_path: Path) ->
 
 @pytest.mark.parametrize("precision", [p for p, form in READS.items() if form in load_bundle().manifest["graphs"]])
 def test_every_form_that_is_shipped_builds(precision: str, rtx: Any, tmp_path: Path) -> None:
-    said = build(load_bundle().graph(READS[precision]), tmp_path / "x.engine", precision, ("sm89",))
-    depth = CONFIGS["small"].depth
+    bundle = load_bundle()
+    said = build(bundle.graph(READS[precision]), tmp_path / "x.engine", precision, ("sm89",))
+    depth = CONFIGS[bundle.manifest["training"]["config"]["model"]].depth
     assert said["attention_layers"] == (depth if precision in ("fp16", "bf16") else 0)
 
 
@@ -543,7 +544,11 @@ def test_builds_are_measured_for_each_capability_and_for_all(graphs: dict[str, P
 
 def test_the_stored_builds_kept_attention_whole() -> None:
     stored = json.loads((RESULTS / "tensorrt-rtx-builds.json").read_text())
-    depths = {DEFAULT: CONFIGS["small"].depth, tensorrt_builds.LARGE: CONFIGS[tensorrt_builds.LARGE].depth}
+    shapes = {
+        DEFAULT: load_bundle().manifest["training"]["config"]["model"],
+        tensorrt_builds.LARGE: tensorrt_builds.LARGE,
+    }
+    depths = {name: CONFIGS[shape].depth for name, shape in shapes.items()}
     assert set(stored["models"]) == set(depths)
     for name, depth in depths.items():
         rows = stored["models"][name]["builds"]
