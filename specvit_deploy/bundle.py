@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from specvit_deploy.errors import SpecVitError
-from specvit_deploy.grid import WavelengthGrid
+from specvit_deploy.grid import PFS_MR, WavelengthGrid
+from specvit_deploy.labels import LABELS
 from specvit_deploy.quality import Domain
 
 FORMAT = 1
@@ -106,6 +107,19 @@ def load_bundle(bundle: str | Path = DEFAULT) -> Bundle:
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT or not set(REQUIRED) <= set(manifest):
         raise SpecVitError(f"bundle {path} has format {found}, this version reads {FORMAT} whole; export it again")
+    try:
+        _check(path, manifest)
+        opened = Bundle(path, manifest, hashlib.sha256(text).hexdigest())
+        odd = opened.grid.n != PFS_MR.n or manifest["labels"] != list(LABELS) or not opened.domain.chi2_snr
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise SpecVitError(f"bundle {path} has a damaged manifest ({error!r}); copy the bundle again") from None
+    if odd:
+        raise SpecVitError(f"bundle {path} is of other labels or pixels than this version's; export it again")
+    return opened
+
+
+def _check(path: Path, manifest: dict[str, Any]) -> None:
+    """Compare files with their hashes."""
     listed, present = set(manifest["files"]), {f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file()}
     if listed != present - {MANIFEST}:
         odd = ", ".join(sorted(listed ^ (present - {MANIFEST})))
@@ -116,7 +130,6 @@ def load_bundle(bundle: str | Path = DEFAULT) -> Bundle:
     for form, graph in manifest["graphs"].items():
         if manifest["files"].get(graph["file"]) != graph["sha256"]:
             raise SpecVitError(f"bundle {path}: the {form} graph is not covered by a hash; export it again")
-    return Bundle(path, manifest, hashlib.sha256(text).hexdigest())
 
 
 def file_sha256(path: Path) -> str:

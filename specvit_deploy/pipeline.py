@@ -24,7 +24,7 @@ from specvit_deploy.journal import Journal, Part, as_text, folder_of
 from specvit_deploy.plan import make_plan
 from specvit_deploy.repeated_ids import RepeatedIds
 from specvit_deploy.result_formats import Result, format_of, is_result, open_writer
-from specvit_deploy.result_formats.schema import SCHEMAS
+from specvit_deploy.result_formats.schema import OWN, SCHEMAS, check_carried
 from specvit_deploy.results import provenance
 from specvit_deploy.run_status import pace_of
 from specvit_deploy.task import Computer, Task
@@ -112,8 +112,9 @@ def predict(
     if output is None and (workers > 1 or cluster or shard):
         raise SpecVitError("workers, a cluster and shards need an output file; give one")
     output = None if output is None else Path(output)
+    check_carried(keep, OWN if output is None else schema)
     if output is not None:
-        check_output(output, Path(catalog))
+        check_output(output, Path(catalog), velocity)
         format = format_of(output, format)
         engine, precision, batch = _as_begun(output, engine, precision, batch)
     plan = make_plan(
@@ -188,6 +189,7 @@ def _merge(journal: Journal, format: str | None, schema: str | None) -> Path:
     output, run, about = journal.output, journal.run, journal.about
     check_output(output)
     form, schema = format_of(output, format or about["format"]), schema or about["schema"]
+    check_carried(run["keep"], schema)
     used = ("bundle_sha256", "engine", "precision", "batch", "engine_description", "medium", "lsf")
     attributes = provenance(
         **about,
@@ -252,16 +254,18 @@ def _to_disk(folder: Path) -> None:
         os.close(descriptor)
 
 
-def check_output(path: Path, catalog: Path | None = None) -> None:
-    """Refuse to replace the catalogue, or a file that is not a result of ours.
+def check_output(path: Path, catalog: Path | None = None, velocity: float | str | None = None) -> None:
+    """Refuse to replace the catalogue, the file of its velocities (FILE:COLUMN), or a file that is no result of ours.
 
     Raises
     ------
     SpecVitError
-        If `path` is the catalogue, or exists and is anything else than a result file.
+        If `path` is one of them, or exists and is anything else than a result file.
     """
     if catalog is not None and path.resolve() == catalog.resolve():
         raise SpecVitError(f"{path} is the catalogue itself; choose another output with -o")
+    if isinstance(velocity, str) and ":" in velocity and path.resolve() == Path(velocity.rpartition(":")[0]).resolve():
+        raise SpecVitError(f"{path} holds the velocities; choose another output with -o")
     try:
         is_foreign = path.exists() and not is_result(path)
     except PermissionError as error:

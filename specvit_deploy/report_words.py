@@ -140,7 +140,7 @@ def provenance_card(attributes: dict[str, Any], file: str) -> str:
     facts = {"file": file, **{name: attributes[name] for name in FIRST if name in attributes}, **attributes}
     facts.pop("run", None)  # says the rest once more, for machines
     if "catalog_identity" in facts:
-        facts["catalog_identity"] = re.sub(r"\bat (\d{15,})", _as_date, str(facts["catalog_identity"]))
+        facts["catalog_identity"] = re.sub(r"\bat (\d{15,19})(?=,|$)", _as_date, str(facts["catalog_identity"]))
     lines = "".join(
         f'<tr><th scope="row">{escape(NAMES.get(name, name.replace("_", " ")))}</th><td>{escape(str(value))}</td></tr>'
         for name, value in facts.items()

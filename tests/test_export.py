@@ -145,6 +145,11 @@ def test_any_changed_byte_is_noticed(name: str, bundle: Path, tmp_path: Path) ->
         ({"files": {"../secret": "00"}}, "missing or not covered"),
         ({"graphs": {"fp32": {"file": "graphs/fp32.onnx", "sha256": "00"}}}, "not covered by a hash"),
         ({"graphs": {"fp32": {"file": "/etc/hostname", "sha256": "00"}}}, "not covered by a hash"),
+        ({"graphs": ["fp32"]}, "damaged manifest"),
+        ({"graphs": {"fp32": {"file": "graphs/fp32.onnx"}}}, "damaged manifest"),
+        ({"domain": {}}, "damaged manifest"),
+        ({"labels": ["log_g"]}, "other labels or pixels"),
+        ({"grid": {"start": 7100.0, "step": 1.0, "n": 10}}, "other labels or pixels"),
     ],
 )
 def test_an_unfit_manifest_is_refused(change: dict[str, Any], message: str, bundle: Path, tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from conftest import SHARED
 
 import specvit_deploy as sv
+from specvit_deploy import summary
 from specvit_deploy.formats import Catalog
 from specvit_deploy.formats.simulation import read_params
 from specvit_deploy.grid import PFS_MR
@@ -250,3 +251,26 @@ def test_the_bosz_giant_of_known_gravity_is_recovered_under_the_noise_of_the_ins
         0.683 * 0.317 / len(z)
     )  # the stated error covers, 3 standard errors
     assert np.sqrt((z**2).mean()) < 1.2
+
+
+def test_a_result_is_summed_up_in_bounded_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    catalog = sv.simulate(tmp_path / "stars.h5", n=60)
+    output = tmp_path / "out.h5"
+    sv.predict(catalog, output, engine="onnxruntime")
+    whole = summary.summarise(output)
+    monkeypatch.setattr(summary, "SEEN", 20)
+    part = summary.summarise(output)
+    counted = [line for line in whole.splitlines() if "median" not in line]
+    assert counted == [line for line in part.splitlines() if "median" not in line] and part != whole
+    with h5py.File(output) as file:
+        assert f"log_g {np.median(file['log_g'][::3]):.2f} " in part
+
+
+def test_the_file_of_velocities_is_not_replaced(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "stars.h5", n=4)
+    first = tmp_path / "v.h5"
+    sv.predict(catalog, first, engine="onnxruntime")
+    before = first.read_bytes()
+    with pytest.raises(sv.SpecVitError, match=r"v\.h5 holds the velocities; choose another output with -o"):
+        sv.predict(catalog, first, velocity=f"{first}:log_g", engine="onnxruntime")
+    assert first.read_bytes() == before

@@ -249,6 +249,25 @@ def test_the_pfs_view_renames_and_its_reader_does_not_care(format: str, tmp_path
 def test_text_identifiers_keep_their_name_in_the_pfs_view(tmp_path: Path) -> None:
     path = write(tmp_path / "r", "parquet", [made(3, ids=["a", "b", "c"], objId=np.arange(3))], "pfs")
     assert {"id", "objId"} <= set(pyarrow.parquet.read_schema(path).names)
+    assert read(path, ["id"])["id"].tolist() == ["a", "b", "c"]  # and not what was carried along
+
+
+def test_a_column_that_would_hide_a_result_is_refused_before_any_work(tmp_path: Path) -> None:
+    catalog = sv.simulate(tmp_path / "stars.h5", n=4)
+    for schema, names in (
+        ("own", ("log_g", "quality")),
+        ("pfs", ("flag", "snr_m", "log_gErr", "T_effStatus", "log_g")),
+    ):
+        for name in names:
+            with pytest.raises(sv.SpecVitError, match=f"{name} would hide a result column; leave it out of --keep"):
+                sv.predict(catalog, tmp_path / "out.h5", schema=schema, keep=(name,))
+    assert [path.name for path in tmp_path.iterdir()] == ["stars.h5"]
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_identifiers_of_any_bytes_are_written(format: str, tmp_path: Path) -> None:
+    path = write(tmp_path / "r", format, [made(2, ids=["a\0b", "c"])])
+    assert read(path, ["id"])["id"].tolist() == ["ab", "c"]
 
 
 def test_endings_say_the_format(tmp_path: Path) -> None:

@@ -196,7 +196,8 @@ class Result:
         if MARK not in self.attributes:
             self.file.close()
             raise SpecVitError(f"{path} is not a result file; give one that 'specvit-deploy predict' wrote")
-        self.theirs = {our_name(column.name, schema): column.name for column in self.file.columns}
+        names = [column.name for column in self.file.columns]
+        self.theirs = {our_name(name, schema, names): name for name in names}
         self.columns = self.file.columns
 
     def __enter__(self) -> Self:
@@ -255,9 +256,9 @@ def _home_of(path: Path) -> str | None:
 
 
 def _plain(field: Field) -> NDArray[Any]:
-    """Values in this machine's byte order, texts as objects of `str`."""
+    """Values in this machine's byte order, texts as objects of `str` without NUL, which HDF5 cannot hold."""
     values = field.values
     if values.dtype.kind not in "SUO":
         return values.astype(values.dtype.newbyteorder("="), copy=False)
     texts = [value.decode("utf-8", "replace") if isinstance(value, bytes) else str(value) for value in values]
-    return np.array(texts, object)
+    return np.array([text.replace("\0", "") for text in texts], object)

@@ -12,15 +12,17 @@ All other columns keep their names.
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from specvit_deploy.errors import SpecVitError
 from specvit_deploy.labels import LABELS
 from specvit_deploy.quality import FATAL
-from specvit_deploy.results import BITS, Column, describe
+from specvit_deploy.results import BITS, Column, columns, describe
 
 OWN, PFS = "own", "pfs"
 SCHEMAS = (OWN, PFS)
@@ -68,9 +70,27 @@ def _as_pfs(fields: list[Field]) -> list[Field]:
     return out
 
 
-def our_name(name: str, schema: str) -> str:
-    """Our name of a file's column."""
+def our_name(name: str, schema: str, names: Collection[str]) -> str:
+    """Our name of a column of a file whose columns are `names`."""
     if schema == OWN:
         return name
-    back = {theirs: ours for ours, theirs in PFS_NAMES.items()} | {PFS_ID: "id"}
+    back = {theirs: ours for ours, theirs in PFS_NAMES.items()}
+    if "id" not in names:  # else it was carried along
+        back[PFS_ID] = "id"
     return back.get(name, name)
+
+
+def check_carried(names: Iterable[str], schema: str) -> None:
+    """Refuse to carry along a column whose name a result column has.
+
+    Raises
+    ------
+    SpecVitError
+        Naming it.
+    """
+    ours = {column.name for column in columns(np.dtype(np.int64))}
+    if schema == PFS:
+        ours |= {*PFS_NAMES.values(), *(f"{label}Status" for label in OTHERS), "flag"}
+    if twice := ours.intersection(names):
+        said = ", ".join(sorted(twice))
+        raise SpecVitError(f"the catalogue's {said} would hide a result column; leave it out of --keep")
