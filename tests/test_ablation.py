@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from specvit_training import fit, second_look_fit
 from specvit_training.ablation import SHARED, train_side_by_side
 from specvit_training.checkpoint import load_checkpoint
-from specvit_training.configuration import TrainConfig, read_config
+from specvit_training.configuration import RIVALS, TrainConfig, read_config
 from specvit_training.contestants import load_model
 from specvit_training.shape import ViTConfig, named_shape
 from specvit_training.stream import Share
@@ -141,13 +141,17 @@ def test_the_shipped_rows_share_their_data_and_differ_from_base_as_their_names_s
     rows = {path.stem: read_config(path) for path in ROWS}
     base = rows["base"]
     assert base.steps * base.batch == 204_800
-    shapes = {name: named_shape(row.model, row.shape) for name, row in rows.items()}
+    rivals = {name: row for name, row in rows.items() if row.model in RIVALS}
+    assert {row.model for row in rivals.values()} == set(RIVALS)
+    shapes = {name: named_shape(row.model, row.shape) for name, row in rows.items() if name not in rivals}
     seen: set[str] = set()
     for name, row in rows.items():
         assert all(getattr(row, field) == getattr(base, field) for field in SHARED), name
         changed = {f.name for f in fields(TrainConfig) if getattr(row, f.name) != getattr(base, f.name)}
-        assert changed <= {"shape", "init_seed", "lr", "loss", "look_spectra"}, name
-        described = repr((shapes[name], row.init_seed, row.lr, row.loss))
+        assert changed <= {"shape", "init_seed", "lr", "loss", "look_spectra"} | (
+            {"model"} if name in rivals else set()
+        ), name
+        described = repr((shapes.get(name, row.model), row.init_seed, row.lr, row.loss))
         assert described not in seen, f"{name} is another row's twin"
         seen.add(described)
 
@@ -158,6 +162,7 @@ def test_the_shipped_rows_share_their_data_and_differ_from_base_as_their_names_s
     assert changes("rope") == changes("sinusoidal") == changes("wavelength") == {"positions"}
     assert changes("c1d") == changes("sw") == {"tokens"} and changes("c1d-noise", "c1d") == {"noise_channels"}
     assert changes("overlap", "c1d-noise") == {"stride"} and changes("stem-2", "c1d-noise") == {"stem"}
+    assert changes("look-depth-1", "look") == changes("depth-1") == {"depth"}
     assert changes("seed-2") == changes("lr-3e-4") == changes("mse") == set() and changes("no-snr") == {"context"}
 
 

@@ -81,7 +81,7 @@ def train(
             write_record(out, record)
             log(json.dumps(record))
             losses, logged = [], time.monotonic()
-            pause = max(log_every_s, JUDGING * (logged - now))
+            pause = max(log_every_s, JUDGING * (logged - now)) if log_every_s else 0.0
         if now - saved > SAVE_EVERY_S:
             learner.save(path)
             saved = now
