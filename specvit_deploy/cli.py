@@ -226,7 +226,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
     type=click.FloatRange(min=0),
     help="Add noise of this many times the errors (for clean flux).",
 )
-@click.option("--seed", default=0, show_default=True, help="Seed of that noise.")
+@click.option("--seed", default=0, show_default=True, type=click.IntRange(0), help="Seed of that noise.")
 @click.option(
     "--engine",
     default="auto",
@@ -237,7 +237,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
     "--precision", default="auto", show_default=True, help="fp32, fp16, bf16, int8, int8-bf16, or auto: the fastest."
 )
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of the engine.")
-@click.option("--batch", type=click.IntRange(1), help="Rows of one call.  [default: the engine's measured best]")
+@click.option("--batch", type=click.IntRange(1, 4096), help="Rows of one call.  [default: the engine's measured best]")
 @click.option("--allow-fallback", is_flag=True, help="If that engine cannot: onnxruntime fp32, and a bit on every row.")
 @click.option("--workers", default=1, show_default=True, type=click.IntRange(1), help="Processes, one engine each.")
 @click.option("--cluster", metavar="local|slurm|ADDRESS", help="Let the workers of a Dask cluster compute.")
@@ -333,7 +333,7 @@ def _write_demo(catalog: Path) -> Path:
 @main.command()
 @click.argument("catalog", type=click.Path(path_type=Path))
 @click.option("--n", default=10_000, show_default=True, type=click.IntRange(1), help="Number of spectra.")
-@click.option("--seed", default=42, show_default=True, help="Equal seeds give equal spectra.")
+@click.option("--seed", default=42, show_default=True, type=click.IntRange(0), help="Equal seeds give equal spectra.")
 @mag_range
 @click.option(
     "--scenario",

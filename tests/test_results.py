@@ -265,6 +265,14 @@ def test_a_column_that_would_hide_a_result_is_refused_before_any_work(tmp_path: 
 
 
 @pytest.mark.parametrize("format", FORMATS)
+def test_carried_columns_of_any_name_are_written(format: str, tmp_path: Path) -> None:
+    carried = {"d\u00e9c": np.arange(2.0), 80 * "x": np.arange(2)}
+    path = write(tmp_path / "r", format, [made(2, **carried)])
+    with Result(path) as result:
+        assert len(result.columns) == len(made(2, **carried).dtype.names or ())
+
+
+@pytest.mark.parametrize("format", FORMATS)
 def test_identifiers_of_any_bytes_are_written(format: str, tmp_path: Path) -> None:
     path = write(tmp_path / "r", format, [made(2, ids=["a\0b", "c"])])
     assert read(path, ["id"])["id"].tolist() == ["ab", "c"]

@@ -87,7 +87,10 @@ class PlainSource:
         self.columns = tuple(
             name
             for name in file
-            if name not in spectra and (found := dataset(file, name)) is not None and found.shape == (self.rows,)
+            if name not in spectra
+            and (found := dataset(file, name)) is not None
+            and found.shape == (self.rows,)
+            and found.dtype.kind in "biufSO"
         )
         check_keep(path, self.keep, self.columns)
 

@@ -27,6 +27,8 @@ CARDS = {
     "schema": "SCHEMA", "format": "FORMAT", "run": "RUN", "creator": "CREATOR", "command": "COMMAND", "date": "DATE",
 }  # fmt: skip
 """Attribute -> keyword of its card; others go by the first letters of their name."""
+LONGEST = 68
+"""Characters of a column's name that a card holds."""
 EXTENSION = "LOG_G"
 PAD = 2880
 """Bytes of a block of a FITS file."""
@@ -62,7 +64,9 @@ class FileWriter:
         from astropy.io import fits
 
         columns = [
-            fits.Column(c.name, _form(dtype), unit=c.unit or None, bzero=2**63 if dtype == "u8" else None)
+            fits.Column(
+                _ascii(c.name)[:LONGEST], _form(dtype), unit=c.unit or None, bzero=2**63 if dtype == "u8" else None
+            )
             for c, dtype in zip(self.columns, self.dtypes, strict=True)
         ]
         record = np.dtype([(f"f{i}", _stored(dtype)) for i, dtype in enumerate(self.dtypes)])
