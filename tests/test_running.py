@@ -298,6 +298,7 @@ def test_ctrl_c_and_the_end_of_a_job_leave_a_run_that_goes_on(
     with subprocess.Popen(
         command(stars, output, "--workers", str(workers)),
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell ignores it in the background
     ) as run:  # fmt: skip
         wait_for(lambda: bool(seals(output)) or run.poll() is not None)
         os.killpg(run.pid, ended)  # as a terminal and a queue do: to every process of the group
