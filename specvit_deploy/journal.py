@@ -32,6 +32,7 @@ HEAD = "run.json"
 NAME = re.compile(r"(\d{12})-(\d{12})-([0-9a-f]{8})-([0-9a-f]{16})\.npy")
 Part = tuple[int, int]
 RELISTED = 20.0
+"""At least this many times as long as listing the parts takes, the list is believed."""
 _LISTED: dict[tuple[Path, str], tuple[dict[Part, Path], float]] = {}
 """Sealed parts by folder and run, and when they are looked at again."""
 
