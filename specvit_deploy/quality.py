@@ -113,6 +113,32 @@ def excess_chi2(chi2_reduced: NDArray[Any], n_good: NDArray[Any], pixels: int) -
     return np.asarray((chi2_reduced - 1.0) * np.sqrt(n_good / pixels))
 
 
+def middle_two(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Values of rank n // 2 - 1 and n // 2 (from 0) in each row of (N, n), n >= 2; no NaN.
+
+    Every seventh value brackets the middle; what lies inside is then sorted, a tenth of the row. A row whose middle
+    escapes its bracket is sorted whole. `numpy.partition` over rows takes more than twice as long.
+    """
+    n, wanted = values.shape[1], values.shape[1] // 2
+    sample = np.sort(values[:, ::7], axis=1)
+    last = sample.shape[1] - 1
+    width = 2 + int(1.5 * last**0.5)  # three standard deviations of the sample's median, in ranks
+    low, high = sample[:, [max(last // 2 - width, 0)]], sample[:, [min(last // 2 + width, last)]]
+    smaller = values < low
+    inside = (values <= high) ^ smaller
+    rank, count = wanted - np.count_nonzero(smaller, axis=1), np.count_nonzero(inside, axis=1)
+    ends = np.cumsum(count)
+    kept = values.reshape(-1)[np.flatnonzero(inside)]
+    below, middle = np.empty((2, len(values)), np.float32)
+    for row, (here, size, end) in enumerate(zip(rank.tolist(), count.tolist(), ends.tolist(), strict=True)):
+        if 1 <= here < size:
+            part = np.sort(kept[end - size : end])
+        else:
+            part, here = np.sort(values[row]), wanted
+        below[row], middle[row] = part[here - 1], part[here]
+    return below, middle
+
+
 def median_snr(flux: NDArray[np.float32], error: NDArray[np.float32]) -> NDArray[np.float32]:
     """Median of flux / error over good pixels of (N, n) rows, shape (N,); NaN for a row without any.
 
@@ -127,8 +153,7 @@ def median_snr(flux: NDArray[np.float32], error: NDArray[np.float32]) -> NDArray
         bad, before = np.flatnonzero(~good), np.cumsum(n - count) - (n - count)
         rank = np.arange(len(bad)) - np.repeat(before, n - count)
         ratio.reshape(-1)[bad] = np.where(rank % 2, -np.inf, np.inf)
-    ratio.partition(n // 2, axis=1)
-    below, middle = ratio[:, : n // 2].max(axis=1, initial=-np.inf), ratio[:, n // 2]
+    below, middle = middle_two(ratio)
     single = middle if n % 2 else below
     with np.errstate(all="ignore"):
         between = (np.where(count % 2, single, below) + np.where(count % 2, single, middle)) / 2

@@ -37,3 +37,14 @@ def test_median_is_that_of_sorted_good_pixels(pixels: int, ties: bool) -> None:
     found, expected = median_snr(flux, error), by_sorting(flux, error)
     assert found.dtype == np.float32 and np.isnan(found[-1])
     np.testing.assert_array_equal(found, expected)
+
+
+def test_a_middle_outside_its_bracket_is_found() -> None:
+    rng = np.random.default_rng(2)
+    flux = rng.normal(5, 1, (4, 4096)).astype(np.float32)
+    flux[0, ::7] = 100  # every value of the sample lies above the middle
+    flux[1, ::7] = -100
+    flux[2, 1000:3500] = np.nan  # a gap: its pixels stand at either end in turn
+    flux[3] = 5
+    error = np.ones_like(flux)
+    np.testing.assert_array_equal(median_snr(flux, error), by_sorting(flux, error))
