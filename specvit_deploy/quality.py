@@ -119,7 +119,7 @@ def middle_two(values: NDArray[np.float32]) -> tuple[NDArray[np.float32], NDArra
     Every seventh value brackets the middle; what lies inside is then sorted, a tenth of the row. A row whose middle
     escapes its bracket is sorted whole. `numpy.partition` over rows takes more than twice as long.
     """
-    n, wanted = values.shape[1], values.shape[1] // 2
+    wanted = values.shape[1] // 2
     sample = np.sort(values[:, ::7], axis=1)
     last = sample.shape[1] - 1
     width = 2 + int(1.5 * last**0.5)  # three standard deviations of the sample's median, in ranks
