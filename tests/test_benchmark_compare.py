@@ -98,12 +98,29 @@ def test_two_machines_are_refused(machine: dict[str, Any], said: str, tmp_path: 
     assert result.exit_code == 2 and said in result.output and len(result.output.strip().splitlines()) == 1
 
 
+def of_another_bundle(length: str = "standard") -> dict[str, Any]:
+    report = made_report(length)
+    report["bundle"]["sha256"] = 64 * "a"
+    return report
+
+
+def test_two_bundles_are_refused_unless_asked_for(tmp_path: Path) -> None:
+    refused = run(tmp_path, made_report(), of_another_bundle())
+    assert refused.exit_code == 2 and len(refused.output.strip().splitlines()) == 1
+    assert "two bundles: pfs-mr 9588f3bd2f22 in OLD, pfs-mr aaaaaaaaaaaa in NEW" in refused.output
+    assert refused.output.strip().endswith("with --across-bundles")
+    with pytest.raises(SpecVitError, match="two bundles"):
+        compare(made_report(), of_another_bundle())
+    asked = run(tmp_path, made_report(), of_another_bundle(), "--across-bundles")
+    assert asked.exit_code == 0 and "bundle: pfs-mr 9588f3bd2f22 in OLD" in asked.output
+    assert run(tmp_path, made_report(), changed(cores=64), "--across-bundles").exit_code == 2
+
+
 def test_what_differs_is_said() -> None:
-    new = made_report("quick")
-    new["bundle"]["sha256"] = 64 * "a"
+    new = of_another_bundle("quick")
     new["machine"]["versions"].pop("openvino")
     new["ceiling_gflops"]["fp32"] *= 0.8
-    differs = compare(made_report(), new).differs
+    differs = compare(made_report(), new, across_bundles=True).differs
     assert differs == [
         "bundle: pfs-mr 9588f3bd2f22 in OLD, pfs-mr aaaaaaaaaaaa in NEW",
         "length: standard in OLD, quick in NEW",

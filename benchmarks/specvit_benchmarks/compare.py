@@ -3,7 +3,8 @@
 A ratio is process time NEW over OLD: 2 takes twice as long. Its interval pairs the quartiles of both reports the
 unfavourable way, so that it is wider than chance alone. A case is slower (faster) if the whole interval says so *and*
 the ratio leaves the tolerance; else it is the same. A case that either report calls unstable is shown and not judged.
-Reports of two machines are refused; of two bundles or versions they are compared, and what differs is said.
+Reports of two machines are refused, and of two bundles unless `--across-bundles` asks for them; what else differs,
+versions and length, is said.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ class Comparison:
         return sum(found.verdict == verdict for found in self.verdicts)
 
 
-def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float = TOLERANCE) -> Comparison:
+def compare(
+    old: dict[str, Any], new: dict[str, Any], tolerance: float = TOLERANCE, *, across_bundles: bool = False
+) -> Comparison:
     """Compare two valid reports.
 
     Parameters
@@ -82,13 +85,17 @@ def compare(old: dict[str, Any], new: dict[str, Any], tolerance: float = TOLERAN
         As `specvit_benchmarks.schema.load` gives them.
     tolerance : float
         Share by which a time may differ.
+    across_bundles : bool
+        Compare reports of two bundles as well; that they are two is among what differs.
 
     Raises
     ------
     SpecVitError
-        If they come from two machines, or no case ran in both.
+        If they come from two machines, of two bundles without `across_bundles`, or no case ran in both.
     """
     same_machine(old, new)
+    if not across_bundles:
+        same_bundle(old, new)
     before, after = ran(old), ran(new)
     both = [case for case in before if case in after]
     if not both:
@@ -115,6 +122,21 @@ def same_machine(old: dict[str, Any], new: dict[str, Any]) -> None:
             raise SpecVitError(
                 f"two machines: {name} {_words(ours)} in OLD, {_words(theirs)} in NEW; measure both on one of them"
             )
+
+
+def same_bundle(old: dict[str, Any], new: dict[str, Any]) -> None:
+    """Refuse reports of two bundles.
+
+    Raises
+    ------
+    SpecVitError
+        If the SHA-256 of the bundles differ.
+    """
+    if old["bundle"]["sha256"] != new["bundle"]["sha256"]:
+        raise SpecVitError(
+            f"two bundles: {_bundle(old)} in OLD, {_bundle(new)} in NEW; measure both with one, or compare their speed "
+            "with --across-bundles"
+        )
 
 
 def ran(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
@@ -198,16 +220,17 @@ def _words(value: Any) -> str:
 @click.option(
     "--tolerance", default=TOLERANCE, show_default=True, type=click.FloatRange(min=0), help="Share that is no matter."
 )
+@click.option("--across-bundles", is_flag=True, help="Compare reports of two bundles.  [default: refuse them]")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 @click.pass_context
-def main(context: click.Context, old: Path, new: Path, tolerance: float, as_json: bool) -> None:
+def main(context: click.Context, old: Path, new: Path, tolerance: float, across_bundles: bool, as_json: bool) -> None:
     """Compare the process times of report NEW with those of report OLD.
 
     Exit code 1 if a case became slower, beyond its interval and the tolerance; 2 if they cannot be compared, or all
     that both measured is unstable.
     """
     try:
-        found = compare(load(old), load(new), tolerance)
+        found = compare(load(old), load(new), tolerance, across_bundles=across_bundles)
     except SpecVitError as error:
         click.echo(f"Error: {error}", err=True)
         context.exit(2)
