@@ -14,11 +14,12 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from specvit_benchmarks import cases, command, engines, gpu, schema
+from specvit_benchmarks import cases, command, engines, gpu, measuring, schema, turns
 from specvit_benchmarks.measuring import Length
 from specvit_benchmarks.operations import gflop_of, operations
 from specvit_benchmarks.schema import load, new_report, validate
 from specvit_training.torch_engine import rebuild
+from test_report import Page
 
 import specvit_deploy as sv
 from specvit_deploy.cli import main
@@ -27,7 +28,7 @@ from specvit_deploy.labels import LOG_G
 from specvit_deploy.metrics import with_intervals
 from specvit_deploy.recipe import test_recipe as recipe_of
 
-ROWS, ROUNDS = 96, 3
+ROWS, ROUNDS, CORES = 96, 3, 4096
 TINY = Length(ROWS, 60.0, ROUNDS, 0.02)
 FIGURES = ("read_ms", "prepare_ms", "infer_ms", "write_ms", "begin_s")
 
@@ -38,6 +39,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], s
     prefix = tmp_path_factory.mktemp("benchmark") / "here"
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(command.LENGTHS, "quick", TINY)
+        patch.setattr(os, "cpu_count", lambda: CORES)
         arguments = ["benchmark", "--quick", "--engine", "onnxruntime", "--batch", "16", "--batch", "5"]
         run = CliRunner().invoke(main, [*arguments, "-o", str(prefix)])
     assert run.exit_code == 0, run.output
@@ -94,6 +96,33 @@ def test_what_a_short_run_is_not_is_said(written: tuple[dict[str, Any], str, Pat
     assert report["bundle"]["sha256"][:12] in prefix.with_suffix(".html").read_text()
 
 
+def test_a_process_that_may_not_use_every_core_says_so(written: tuple[dict[str, Any], str, Path]) -> None:
+    report, printed, prefix = written
+    (note,) = [note for note in report["notes"] if f" of {CORES} cores; " in note]
+    assert note.startswith(f"this process may use {turns.usable_cores()} of ")
+    assert report["machine"]["cores"] == CORES  # still the machine's
+    assert printed.startswith(f"Warning: {note}\n")
+    assert note in Page(prefix.with_suffix(".html")).text
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="no system call binds a process to cores here")
+@pytest.mark.parametrize("with_dask", [True, False])
+def test_cores_are_those_the_process_is_bound_to(with_dask: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    if not with_dask:
+        monkeypatch.setitem(sys.modules, "dask.system", None)
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        assert turns.usable_cores() == 1
+        monkeypatch.setattr(os, "cpu_count", lambda: 2)
+        (line,) = measuring.restricted()
+        assert line.startswith("this process may use 1 of 2 cores; ")
+        monkeypatch.setattr(os, "cpu_count", lambda: 1)
+        assert measuring.restricted() == []
+    finally:
+        os.sched_setaffinity(0, before)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -111,6 +140,7 @@ def test_what_cannot_be_measured_is_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(command.LENGTHS, "quick", TINY)
+    monkeypatch.setattr(command, "restricted", list)  # else one line more on some machines
     run = CliRunner().invoke(main, ["benchmark", "--quick", *arguments])
     assert run.exit_code == 2 and said in run.output and len(run.output.strip().splitlines()) == 1
     assert not list(tmp_path.iterdir())

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from specvit_benchmarks.measuring import LENGTHS, measure
+from specvit_benchmarks.measuring import LENGTHS, measure, restricted
 from specvit_benchmarks.page import write_page
 from specvit_benchmarks.schema import save
 from specvit_deploy.atomic import check_outputs
@@ -64,6 +64,8 @@ def benchmark(
     length = "quick" if quick else "full" if full else "standard"
     file, page = (prefix.with_name(f"{prefix.name}.{ending}") for ending in ("json", "html"))
     check_outputs([file, page])
+    for line in restricted():
+        click.echo(f"Warning: {line}", err=True)
     with progress("benchmark") as (start, advance):
         report = measure(load_bundle(bundle), length, LENGTHS[length], engines, batches, start, advance)
     save(report, file)

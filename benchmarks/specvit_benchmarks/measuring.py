@@ -21,6 +21,7 @@ from specvit_benchmarks.gpu import ENGINES as ON_A_CARD
 from specvit_benchmarks.operations import gflop_of
 from specvit_benchmarks.schema import new_report
 from specvit_benchmarks.stages import stages_of
+from specvit_benchmarks.turns import usable_cores
 from specvit_deploy.bundle import Bundle
 from specvit_deploy.catalog_writer import simulate
 from specvit_deploy.engines import FALLBACK, choice, verified
@@ -105,7 +106,7 @@ def measure(
     pairs, left_out = selection(bundle, engines)
     recipe = test_recipe(bundle.scenario, plan.rows_of(bundle))
     report = new_report(bundle, length, gflop_of(bundle.graph()))
-    report["notes"] += busy()
+    report["notes"] += [*restricted(), *busy()]
     with TemporaryDirectory(prefix="specvit-benchmark-") as folder, ExitStack() as stack:
         catalog, truth = write_test_set(recipe, Path(folder) / "catalog.h5")
         field: list[Contestant] = []
@@ -179,6 +180,17 @@ def scored(
         agreement = {name: distance.get(name) for name in ("rms_sigma", "p999_sigma")}
         scores[pair] = {**agreement, **accuracy(outputs, truth)}
     return scores
+
+
+def restricted() -> list[str]:
+    """A remark if this process may use fewer cores than the machine has."""
+    usable, cores = usable_cores(), os.cpu_count() or 1
+    if usable >= cores:
+        return []
+    return [
+        f"this process may use {usable} of {cores} cores; times by the clock are of {usable}, plans for this machine "
+        f"count {cores}: measure again with all of them"
+    ]
 
 
 def busy() -> list[str]:

@@ -82,6 +82,16 @@ def machine() -> dict[str, Any]:
     }
 
 
+def usable_cores() -> int:
+    """Cores that this process may use: those it is bound to and, where dask is installed, its control group's quota."""
+    try:
+        from dask.system import cpu_count
+    except ModuleNotFoundError:
+        bound = getattr(os, "sched_getaffinity", None)  # Linux alone
+        return len(bound(0)) if bound else os.cpu_count() or 1
+    return cpu_count()
+
+
 def _version(package: str) -> str | None:
     try:
         return version(package)
