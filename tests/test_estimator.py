@@ -134,6 +134,15 @@ def test_the_unit_of_flux_does_not_matter(estimator: Estimator, unit: float) -> 
     torch.testing.assert_close(a.chi2_reduced, b.chi2_reduced, rtol=1e-3, atol=0)
 
 
+@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
+def test_fill_values_of_an_error_do_not_become_the_scale_of_their_row(estimator: Estimator, share: float) -> None:
+    _, flux, error = draw(SURVEY, (20.5, 22.5), 8)
+    struck = torch.rand(error.shape, generator=torch.Generator().manual_seed(3)) < share
+    a, b = (estimator(flux, torch.where(struck, fill * error, error)) for fill in (1e15, 1e4))
+    assert (a.labels - b.labels)[:, LOG_G].abs().max() < 1e-3
+    torch.testing.assert_close(a.log_g_crlb, b.log_g_crlb, rtol=1e-3, atol=0)
+
+
 @settings(max_examples=30, deadline=None)
 @given(st.integers(0, 10**6), st.floats(1e-3, 1e3), st.floats(0, 0.999))
 def test_no_finite_row_ever_gives_nan(seed: int, noise: float, masked: float) -> None:
