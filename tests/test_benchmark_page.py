@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+import shutil
+import subprocess
 from collections.abc import Callable
+from html import escape
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -24,6 +27,9 @@ from specvit_deploy.errors import SpecVitError
 HEADINGS = ("Engines", "Throughput by batch", "What precision costs", "Accuracy against speed",
             "Against other methods", "Where the time goes", "Against the ceiling of a core", "Peak memory",
             "By size of the catalogue", "By workers", "Planning", "Provenance")  # fmt: skip
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 def without(*names: str) -> dict[str, Any]:
@@ -119,6 +125,45 @@ def test_the_whole_report_is_there(tmp_path: Path) -> None:
         assert note in page.text
     for name, found in report["machine"]["versions"].items():
         assert name in page.words and found in page.words
+
+
+def test_what_was_left_out_stands_behind_one_fold_by_reason(tmp_path: Path) -> None:
+    report = made_report()
+    report["engines"] += [made_left_out("cuda", precision, "no CUDA device") for precision in ("fp32", "fp16")]
+    text = write_page(report, tmp_path / "page.html").read_text("utf-8")
+    (fold,) = re.findall(r"<details><summary>3 left out</summary>(.*?)</details>", text)
+    assert re.findall(r"<b>(.*?)</b>: (.*?)</p>", fold) == [
+        ("no NVIDIA card in this machine", "tensorrt/fp16"),
+        ("no CUDA device", "cuda/fp32, cuda/fp16"),
+    ]
+    assert "left out" not in write_page(bare(), tmp_path / "page.html").read_text("utf-8")
+
+
+WIDTHS = (390, 620, 621, 900, 1099, 1100, 1280)
+MEASURE = """<pre></pre><script>
+onload = () => document.querySelectorAll("iframe").forEach(({ contentDocument: page, width }) => {
+  for (const box of [page.documentElement, ...page.querySelectorAll(".scroll")])
+    document.querySelector("pre").append(`${width} ${box.scrollWidth - box.clientWidth} `);
+});
+</script>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")
+def test_nothing_is_cut_off_at_any_width(tmp_path: Path) -> None:
+    report = on_a_card()
+    report["engines"][-1] |= {"engine": "tensorrt-rtx", "threads": 16}  # about the longest name
+    page = write_page(report, tmp_path / "page.html").read_text("utf-8").replace("<details>", "<details open>")
+    frames = "".join(f'<iframe width="{width}" height="900" srcdoc="{escape(page)}"></iframe>' for width in WIDTHS)
+    (tmp_path / "frames.html").write_text(frames + MEASURE, "utf-8")
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--dump-dom"]
+    command = [str(CHROMIUM), *options, f"--user-data-dir={tmp_path / 'profile'}", f"file://{tmp_path}/frames.html"]
+    seen = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    found = re.search(r"<pre>([-\d ]+)</pre>", seen)
+    assert found is not None, seen[-500:]
+    numbers = list(map(int, found[1].split()))
+    beyond = list(zip(numbers[::2], numbers[1::2], strict=True))
+    assert {width for width, _ in beyond} == set(WIDTHS) and len(beyond) > len(WIDTHS)
+    assert all(pixels <= 0 for _, pixels in beyond), beyond
 
 
 def test_what_was_not_measured_is_not_drawn(tmp_path: Path) -> None:

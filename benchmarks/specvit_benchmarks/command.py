@@ -13,6 +13,7 @@ from rich.table import Table
 from specvit_benchmarks.measuring import LENGTHS, measure, restricted
 from specvit_benchmarks.page import write_page
 from specvit_benchmarks.schema import save
+from specvit_benchmarks.selection import left_out, pair, ran
 from specvit_deploy.atomic import check_outputs
 from specvit_deploy.bundle import DEFAULT, load_bundle
 from specvit_deploy.cli import progress
@@ -81,15 +82,10 @@ def show(report: dict[str, Any]) -> None:
     table = Table(box=box.SIMPLE_HEAD)
     for heading in COLUMNS:
         table.add_column(heading, justify="left" if heading in ("engine", "") else "right", no_wrap=True)
-    left_out: dict[str, list[str]] = {}
-    for entry in report["engines"]:
-        name = f"{entry['engine']}/{entry['precision']}"
-        if entry["reason"] is None:
-            table.add_row(name, *cells(entry))
-        else:
-            left_out.setdefault(entry["reason"], []).append(name)
+    for entry in ran(report):
+        table.add_row(pair(entry), *cells(entry))
     console.print(table)
-    for reason, names in left_out.items():
+    for reason, names in left_out(report).items():
         click.echo(f"left out: {', '.join(names)}: {reason}")
     for line in lines(report):
         click.echo(line)

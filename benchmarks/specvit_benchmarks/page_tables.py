@@ -17,7 +17,7 @@ COLUMNS = (
 
 
 def engines_card(report: dict[str, Any]) -> str:
-    """The table of engines at their best batch, all cases behind a fold, and what was left out."""
+    """The table of engines at their best batch; all cases, and what was left out, behind folds."""
     chosen = sorted(bests(report), key=lambda case: -rate(case)[0])
     everything = [case for group in by_pair(ran(report)).values() for case in group]
     parts = ['<section class="card"><h2>Engines</h2>', _engines(chosen)]
@@ -29,11 +29,18 @@ def engines_card(report: dict[str, Any]) -> str:
     )
     if len(everything) > len(chosen):
         parts.append(f"<details><summary>All {len(everything)} cases</summary>{_engines(everything)}</details>")
-    parts += [
-        f'<p class="small"><b>{escape(pair(case))}</b> left out: {escape(case["reason"])}</p>'
-        for case in left_out(report)
-    ]
-    return "".join([*parts, "</section>"])
+    return "".join([*parts, _left_out(report), "</section>"])
+
+
+def _left_out(report: dict[str, Any]) -> str:
+    """What did not run, by reason, behind a fold."""
+    reasons = left_out(report)
+    if not reasons:
+        return ""
+    lines = (
+        f'<p class="small"><b>{escape(reason)}</b>: {escape(", ".join(names))}</p>' for reason, names in reasons.items()
+    )
+    return f"<details><summary>{sum(map(len, reasons.values()))} left out</summary>{''.join(lines)}</details>"
 
 
 def _engines(cases: Sequence[Case]) -> str:
@@ -62,8 +69,8 @@ def _engines(cases: Sequence[Case]) -> str:
             f'<td class="c-{name}" data-name="{labels[name]}">{escape(value)}</td>' for name, value in cells.items()
         )
         lines.append(
-            f'<tr class="p-{case["precision"]}"><th scope="row"><i class="swatch"></i>{escape(pair(case))}{threads}'
-            f"{mark}{_bar(middle / top)}</th>{line}</tr>"
+            f'<tr class="p-{case["precision"]}"><th scope="row"><span><i class="swatch"></i>{escape(pair(case))}</span>'
+            f"{threads}{mark}{_bar(middle / top)}</th>{line}</tr>"
         )
     table = f"<thead><tr>{head}</tr></thead><tbody>{''.join(lines)}</tbody>"
     return f'<div class="scroll"><table class="engines">{table}</table></div>'

@@ -16,9 +16,13 @@ def ran(report: dict[str, Any]) -> list[Case]:
     return [case for case in report["engines"] if case["reason"] is None]
 
 
-def left_out(report: dict[str, Any]) -> list[Case]:
-    """Cases without a result; each says why."""
-    return [case for case in report["engines"] if case["reason"] is not None]
+def left_out(report: dict[str, Any]) -> dict[str, list[str]]:
+    """Engines and precisions without a result, by the reason."""
+    reasons: dict[str, list[str]] = {}
+    for case in report["engines"]:
+        if case["reason"] is not None:
+            reasons.setdefault(case["reason"], []).append(pair(case))
+    return reasons
 
 
 def pair(case: Case) -> str:
