@@ -302,7 +302,7 @@ def test_a_model_is_trained_by_its_name_or_by_a_file(tmp_path: Path) -> None:
     for arguments in ([], [str(CONFIGS / "ridge.toml"), "--model", "ridge"]):
         result = CliRunner().invoke(main, ["train", *arguments])
         assert result.exit_code == 2 and "CONFIG or --model" in result.output
-    for model, name in (("vit", "compact-look"), ("gls-mlp", "gls-mlp"), ("ridge", "ridge"), ("lightgbm", "lightgbm")):
+    for model, name in (("vit", "lean-look"), ("gls-mlp", "gls-mlp"), ("ridge", "ridge"), ("lightgbm", "lightgbm")):
         assert shipped(model) == CONFIGS / f"{name}.toml" and shipped(model).exists()
     with pytest.raises(sv.SpecVitError, match="checkout"):
         shipped("forest")

@@ -32,7 +32,7 @@ from specvit_deploy import __version__
 from specvit_deploy.atomic import check_outputs, whole_file
 from specvit_deploy.errors import SpecVitError
 
-NAMES = ("compact-look", "p16_h256_L6", "p16_h256_L12", "p16_h512_L8")
+NAMES = ("lean-look", "p16_h256_L6", "p16_h256_L12", "p16_h512_L8")
 SHARES = (Share("study", (20.5, 22.5), 0.5), Share("survey", (20.5, 22.5), 0.5))
 FORWARD_AND_BACKWARD = 3.0
 """Operations of a training step over those forward."""

@@ -103,7 +103,7 @@ def main(output: Path, rounds: int) -> None:
         "machine": machine(),
         "threads": 1,
         "batch": BATCH,
-        "graph_milliseconds_per_spectrum": {name: graph_cost(name, rounds) for name in ("compact-look", "p16_h256_L6")},
+        "graph_milliseconds_per_spectrum": {name: graph_cost(name, rounds) for name in ("lean-look", "p16_h256_L6")},
         "crlb_numpy": numpy_cost(rounds),
         "posterior": {name: posterior_cost(name, max(1, rounds // 3)) for name in ("study", "survey")},
     }

@@ -17,7 +17,7 @@ from specvit_training.stream import NO_DAMAGE, Lesson, Region, Share
 RIVALS = ("gls-mlp", "gls-mlp-look")
 """Models without attention: projection and perceptron, alone and with the second look."""
 LOSSES = ("nll", "mse", "l1")
-SHIPPED = {"vit": "compact-look"}
+SHIPPED = {"vit": "lean-look"}
 """Shipped configuration of a kind of model, where it has another name."""
 
 

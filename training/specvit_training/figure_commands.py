@@ -135,7 +135,7 @@ def curve(logs: tuple[Path, ...], output: Path) -> None:
 
 
 @figure.command("pipeline")
-@click.option("--model", default="compact-look", show_default=True, help="Named shape of the network.")
+@click.option("--model", default="lean-look", show_default=True, help="Named shape of the network.")
 @_output
 def pipeline(model: str, output: Path) -> None:
     """Draw the estimator from labels to quality bits, its numbers taken from the code."""

@@ -119,6 +119,7 @@ CONFIGS = {
     "testing": ViTConfig("information", patch=256, dim=32, depth=1, heads=2, mlp=64, pool="cls+mean"),
     "ablation": COMPACT,
     "compact-look": replace(COMPACT, look=True),
+    "lean-look": replace(COMPACT, patch=256, depth=1, look=True),
     "small": SMALL,
     "small-look": replace(SMALL, look=True),
     "p16_h256_L6": ViTConfig("conv", patch=16, dim=256, depth=6, heads=8, mlp=1024, dropout=0.1),

@@ -83,7 +83,7 @@ def boxes(f: dict[str, Any]) -> dict[str, Box]:
         "prepare": Box(0, 1, "graph", "preparation", "mask, scale, amplitude;\nresidual, information"),
         "tokens": Box(1, 1, "graph", "information tokens" if f["kind"] == "information" else f"{f['kind']} tokens",
                       f"{f['tokens']} tokens of {f['patch']} px,\n{f['dim']} wide"),
-        "vit": Box(2, 1, "graph", "ViT", f"{f['depth']} layers, {f['heads']} heads{told}"),
+        "vit": Box(2, 1, "graph", "ViT", f"{f['depth']} layer{'s' * (f['depth'] > 1)}, {f['heads']} heads{told}"),
         "first": Box(3, 1, "graph", "first estimate" if f["look"] else "estimate", "head: 5 labels, 5 spreads"),
         "final": Box(2, 2, "graph", "labels, σ", f"{f['parameters']:,} parameters,\n{f['gflop']:.3g} GFLOP so far"),
         "calibration": Box(3, 2, "graph", "calibration", f"{f['cells'][0]} × {f['cells'][1]} (S/N, log g),\n"
@@ -101,7 +101,7 @@ def boxes(f: dict[str, Any]) -> dict[str, Box]:
     return found
 
 
-def draw_pipeline(model: str = "compact-look") -> Figure:
+def draw_pipeline(model: str = "lean-look") -> Figure:
     """Draw the estimator from labels to quality bits.
 
     Parameters
