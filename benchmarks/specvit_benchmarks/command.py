@@ -10,6 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from specvit_benchmarks.intervals import interval
 from specvit_benchmarks.measuring import LENGTHS, measure, restricted
 from specvit_benchmarks.page import write_page
 from specvit_benchmarks.schema import save
@@ -95,13 +96,13 @@ def cells(entry: dict[str, Any]) -> list[str]:
     """Text of an engine's row after its name."""
     return [
         str(entry["batch"]),
-        triple(entry["spectra_per_cpu_second"], ".0f"),
+        interval(entry["spectra_per_cpu_second"], ".0f"),
         optional(entry["ceiling_share"], ".0%"),
         f"{entry['ms_p50']:.2f}",
         f"{entry['ms_p99']:.2f}",
         f"{entry['peak_rss_mb']:.0f}",
         optional(entry["rms_sigma"], ".1e"),
-        triple(entry["r2"], ".3f"),
+        interval(entry["r2"], ".3f"),
         f"{entry['coverage_68']:.1%}",
         "" if entry["stable"] else "unstable",
     ]
@@ -114,17 +115,12 @@ def lines(report: dict[str, Any]) -> list[str]:
     return [
         f"one core reaches {ceiling['fp32']:.0f} GFLOP/s in float32, {optional(ceiling['bf16'], '.0f')} in bfloat16",
         f"file to file with {stages['engine']}/{stages['precision']}: "
-        f"{triple(stages['end_to_end_spectra_per_second'], '.0f')} spectra per CPU s, "
-        f"{triple([100 * x for x in stages['ratio']], '.0f')} % of the engine alone, "
-        f"{triple([100 * x for x in stages['wall_ratio']], '.0f')} % in wall time; CPU ms a spectrum: {parts}; "
+        f"{interval(stages['end_to_end_spectra_per_second'], '.0f')} spectra per CPU s, "
+        f"{interval([100 * x for x in stages['ratio']], '.0f')} % of the engine alone, "
+        f"{interval([100 * x for x in stages['wall_ratio']], '.0f')} % in wall time; CPU ms a spectrum: {parts}; "
         f"{stages['peak_rss_mb']:.0f} MB for {stages['rows']:,} spectra",
         *report["notes"],
     ]
-
-
-def triple(values: list[float], form: str) -> str:
-    """Value and interval."""
-    return "{:{f}} ({:{f}}-{:{f}})".format(*values, f=form)
 
 
 def optional(value: float | None, form: str) -> str:

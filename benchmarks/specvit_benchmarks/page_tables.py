@@ -60,7 +60,7 @@ def _engines(cases: Sequence[Case]) -> str:
             "share": "" if case["ceiling_share"] is None else f"{100 * case['ceiling_share']:.0f} %",
             "sigma": _small(case["rms_sigma"]),
             "rare": _small(case["p999_sigma"]),
-            "r2": f"{case['r2'][0]:.4f}",
+            "r2": f"{case['r2'][0]:z.4f}",
             "covers": f"{100 * case['coverage_68']:.1f} %",
         }
         mark = "" if case["stable"] else ' <em class="mark">unstable</em>'

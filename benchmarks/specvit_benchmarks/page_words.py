@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from specvit_benchmarks.intervals import numbers
 from specvit_benchmarks.selection import (
     BILLION,
     MILLION,
@@ -118,8 +119,7 @@ def _calls(report: dict[str, Any]) -> str:
 
 def interval(values: Sequence[float], digits: int = 3) -> str:
     """A value with its interval."""
-    middle, low, high = (f"{value:.{digits}f}" for value in values)
-    return f"{middle} ({low} to {high})"
+    return "{} ({} to {})".format(*numbers(values, f".{digits}f"))
 
 
 def plural(count: int, name: str) -> str:

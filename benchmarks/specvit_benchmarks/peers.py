@@ -23,6 +23,7 @@ from specvit_training.evaluate import one_thread as torch_on_one_thread
 
 from specvit_benchmarks import peer_rvspecfit
 from specvit_benchmarks.compare import same_machine
+from specvit_benchmarks.intervals import interval
 from specvit_benchmarks.peer_contestants import (
     Peer,
     research_of_bundle,
@@ -83,7 +84,7 @@ def show(result: dict[str, Any], console: Console) -> None:
     for name in ("method", "/s", f"{result['bundle']['name']} is", *(f"R2, S/N {snr}" for snr in MAGNITUDES), "n"):
         table.add_column(name, justify="left" if name == "method" else "right")
     for peer in result["peers"]:
-        cells = [f"{cell['r2'][0]:.2f} ({cell['r2'][1]:.2f}-{cell['r2'][2]:.2f})" for cell in peer["accuracy"]]
+        cells = [interval(cell["r2"], ".2f") for cell in peer["accuracy"]]
         table.add_row(
             peer["name"],
             f"{peer['spectra_per_cpu_second'][0]:.3g}",

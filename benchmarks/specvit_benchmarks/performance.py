@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from specvit_benchmarks.markdown import interval, table
+from specvit_benchmarks.intervals import interval
+from specvit_benchmarks.markdown import table
 from specvit_benchmarks.selection import (
     BILLION,
     MILLION,
@@ -57,7 +58,7 @@ def _engines(report: dict[str, Any]) -> str:
             f"{case['load_s']:.1f}",
             "" if case["ceiling_share"] is None else f"{100 * case['ceiling_share']:.0f} %",
             *(_small(case[name]) for name in ("rms_sigma", "p999_sigma")),
-            f"{case['r2'][0]:.4f}",
+            f"{case['r2'][0]:z.4f}",
             f"{100 * case['coverage_68']:.1f} %",
         ]
         for case in cases

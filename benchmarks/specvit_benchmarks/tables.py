@@ -13,7 +13,8 @@ from typing import Any
 
 import click
 
-from specvit_benchmarks.markdown import interval, table
+from specvit_benchmarks.intervals import interval
+from specvit_benchmarks.markdown import table
 from specvit_benchmarks.performance import end_to_end, performance
 from specvit_benchmarks.schema import load
 from specvit_deploy.atomic import whole_file
@@ -51,7 +52,7 @@ def accuracy(scenario: str) -> str:
                 f"{model['name']}, told {model['told']}",
                 interval(scores["r2"]),
                 "" if model is found["models"][0] else interval(model["r2_minus_first"], "+.4f"),
-                f"{scores['slope'][0]:.3f}",
+                f"{scores['slope'][0]:z.3f}",
                 f"{scores['mae'][0]:.3f}",
                 f"{scores['rmse'][0]:.3f}",
                 " / ".join(types),
@@ -96,7 +97,7 @@ def by_snr(scenario: str) -> str:
     models = report(f"accuracy-{scenario}")["models"]
     cells = models[0]["by_snr"]
     head = ["median S/N", *(f"{low:g}-{high:g}" if high else f"> {low:g}" for low, high in (c["range"] for c in cells))]
-    rows = [[model["name"], *(f"{cell['r2']:.3f}" for cell in model["by_snr"])] for model in models]
+    rows = [[model["name"], *(f"{cell['r2']:z.3f}" for cell in model["by_snr"])] for model in models]
     return table(head, [["spectra", *(str(cell["n"]) for cell in cells)], *rows])
 
 
@@ -157,12 +158,12 @@ def coverage(bundle: str) -> str:
         rows.append(
             [
                 found["name"],
-                f"{found['r2']:.3f}",
+                f"{found['r2']:z.3f}",
                 f"{100 * overall['log_g_err']['coverage']:.1f} %",
                 f"{100 * overall['interval']['coverage']:.1f} %",
                 f"{sum(lines)} of {len(lines)}",
                 f"{sum(cells)} of {len(cells)}",
-                f"{100 * max(misses, key=abs):+.1f} points" if misses else "",
+                f"{100 * max(misses, key=abs):+z.1f} points" if misses else "",
                 f"{100 * found['flagged_share']:.1f} %",
             ]
         )
