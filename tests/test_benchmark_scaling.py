@@ -147,12 +147,13 @@ def test_networks_are_varied_one_way_at_a_time(bundle: sv.Bundle, monkeypatch: p
         shutil.copy(bundle.graph(), path)  # an export takes long, and has tests of its own
 
     monkeypatch.setattr(scaling_networks, "build_graph", stand_in)
-    found = scaling_networks.cost_of_networks(bundle, (16, base.patches), (1, base.depth), rounds=1)
+    tokens, depth = base.patches, base.depth
+    found = scaling_networks.cost_of_networks(bundle, (tokens, 2 * tokens), (depth, depth + 1), rounds=1)
     assert [(cell["tokens"], cell["depth"]) for cell in found] == [
-        (16, base.depth), (base.patches, base.depth), (base.patches, 1),
+        (tokens, depth), (2 * tokens, depth), (tokens, depth + 1),
     ]  # fmt: skip
-    few, own, shallow = (cell["gflop_network"] for cell in found)
-    assert 0 < few < own and 0 < shallow < own and all(cell["cpu_ms"][0] > 0 for cell in found)
+    own, many, deep = (cell["gflop_network"] for cell in found)
+    assert 0 < own < many and own < deep and all(cell["cpu_ms"][0] > 0 for cell in found)
 
 
 def test_scaling_goes_into_a_report_of_the_same_machine_only() -> None:

@@ -25,7 +25,7 @@ from specvit_deploy.noise import default_noise_model
 from specvit_deploy.recipe import test_recipe
 from specvit_deploy.scenario import get_scenario
 
-TOKENS = (16, 32, 64, 128, 256)
+TOKENS = (8, 16, 32, 64, 128, 256)
 DEPTHS = (1, 2, 3, 4, 6)
 BATCH = 32
 """Spectra of a call; a round is one call."""
