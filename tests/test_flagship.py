@@ -71,4 +71,4 @@ def test_the_report_names_its_assumptions(tmp_path: Path) -> None:
 
 def test_a_run_of_a_taken_name_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SpecVitError, match="another name"):
-        runs((tmp_path / "compact-look.toml",))
+        runs((tmp_path / "lean-look.toml",))
