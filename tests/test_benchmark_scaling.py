@@ -12,9 +12,10 @@ from typing import Any, NamedTuple
 import h5py
 import numpy as np
 import pytest
+from benchmark_report import made_report
 from click.testing import CliRunner
 from jsonschema import Draft202012Validator
-from specvit_benchmarks import planning, scaling, scaling_catalogs, scaling_networks, timed
+from specvit_benchmarks import performance, planning, scaling, scaling_catalogs, scaling_networks, timed
 from specvit_benchmarks.scaling_cases import Case, Plan
 from specvit_benchmarks.schema import SCALING
 from specvit_training.estimator import Estimator
@@ -164,6 +165,21 @@ def test_scaling_goes_into_a_report_of_the_same_machine_only() -> None:
     for other in ({"machine": {"processor": "B", "cores": 2}}, {"bundle": {"sha256": "2"}}):
         with pytest.raises(SpecVitError, match="the report is of"):
             scaling.add_to(report, {**found, **other})
+
+
+def test_scaling_as_the_readme_shows_it() -> None:
+    report = made_report()
+    text = performance.scaling(report)
+    assert "| 200,000 | 181.2 | 185.4 | 0.91 | 424 |" in text
+    assert "2 workers 1,960/s (90 % of as many single ones)" in text and "GFLOP" not in text
+    cell = {"tokens": 8, "depth": 1, "dim": 64, "gflop_network": 0.00678, "cpu_ms": [0.41, 0.4, 0.43]}
+    batch = [{"batch": 1, "cpu_ms": 1.5, "peak_rss_mb": 300.0}]
+    report["scaling"] |= {"networks": [cell], "batch": batch, "fit": {"start_cpu_s": 1.24, "cpu_ms": 0.9}}
+    text = performance.scaling(report)
+    assert "| 8 | 1 | 0.00678 | 0.41 (0.40-0.43) |" in text and "| 1 | 1.50 | 300 |" in text
+    assert "costs 1.2 CPU s, each spectrum 0.90 CPU ms" in text
+    with pytest.raises(SpecVitError, match="--report"):
+        performance.scaling({**report, "scaling": None})
 
 
 def report_of(gflop: float | None = 0.06, efficiency: float = 0.9) -> dict[str, Any]:

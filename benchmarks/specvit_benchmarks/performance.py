@@ -20,6 +20,7 @@ from specvit_benchmarks.selection import (
     rate,
     wall_rate,
 )
+from specvit_deploy.errors import SpecVitError
 
 
 def performance(report: dict[str, Any]) -> str:
@@ -104,6 +105,51 @@ def _peers(report: dict[str, Any]) -> str:
         )
     head = ["method", "spectra per CPU second", f"`{report['bundle']['name']}` is so many times faster"]
     return table([*head, *(f"R2, S/N {name}" for name in sets)], rows)
+
+
+def scaling(report: dict[str, Any]) -> str:
+    """Tables of cost by number of spectra, by batch, and by tokens and layers; workers and memory in a sentence.
+
+    Raises
+    ------
+    SpecVitError
+        If the report holds no scaling.
+    """
+    found = report["scaling"]
+    if not found:
+        raise SpecVitError("the report holds no scaling; run 'python -m specvit_benchmarks.scaling --report REPORT'")
+    size = [
+        [
+            f"{row['n']:,d}",
+            f"{row['cpu_s']:.1f}",
+            f"{row['wall_s']:.1f}",
+            f"{1e3 * row['cpu_s'] / row['n']:.2f}",
+            f"{row['peak_rss_mb']:.0f}",
+        ]
+        for row in found["rows"]
+    ]
+    parts = [table(["spectra", "CPU s", "s", "CPU ms each, start included", "peak MB"], size)]
+    workers = "; ".join(
+        f"{row['workers']} worker{'s' * (row['workers'] > 1)} {row['spectra_per_second']:,.0f}/s"
+        + (f" ({100 * row['efficiency']:.0f} % of as many single ones)" if row["workers"] > 1 else "")
+        for row in found["workers"]
+    )
+    said = f"By the clock, start included: {workers}."
+    if fit := found.get("fit"):
+        said += (
+            f" The start of a process costs {fit['start_cpu_s']:.1f} CPU s, each spectrum {fit['cpu_ms']:.2f} CPU ms."
+        )
+    parts.append(said)
+    if batch := found.get("batch"):
+        cells = [[str(row["batch"]), f"{row['cpu_ms']:.2f}", f"{row['peak_rss_mb']:.0f}"] for row in batch]
+        parts.append(table(["batch", "CPU ms each, start included", "peak MB"], cells))
+    if found.get("networks"):
+        networks = [
+            [str(row["tokens"]), str(row["depth"]), f"{row['gflop_network']:.3g}", interval(row["cpu_ms"], ".2f")]
+            for row in found["networks"]
+        ]
+        parts.append(table(["tokens", "layers", "GFLOP of the network", "CPU ms of the whole graph"], networks))
+    return "\n\n".join(parts)
 
 
 def _three(values: Sequence[float]) -> str:

@@ -15,7 +15,9 @@ import click
 
 from specvit_benchmarks.intervals import interval
 from specvit_benchmarks.markdown import table
-from specvit_benchmarks.performance import end_to_end, performance
+from specvit_benchmarks.performance import end_to_end, performance, scaling
+from specvit_benchmarks.planning import plan
+from specvit_benchmarks.planning import table as planning
 from specvit_benchmarks.schema import load
 from specvit_deploy.atomic import whole_file
 from specvit_deploy.errors import SpecVitError
@@ -226,6 +228,8 @@ TABLES: dict[str, Callable[[], str]] = {
     "engines": engines,
     "outside network": outside_network,
     "performance": lambda: performance(load(RESULTS / "benchmark.json")),
+    "scaling": lambda: scaling(load(RESULTS / "benchmark.json")),
+    "planning": lambda: planning(plan(load(RESULTS / "benchmark.json"))),
     "performance p16": lambda: end_to_end(load(RESULTS / "benchmark-p16.json")),
 }
 
