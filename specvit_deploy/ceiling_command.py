@@ -26,11 +26,12 @@ from specvit_deploy.ceiling_report import describe, is_stars, summarise, write_c
 from specvit_deploy.cli import progress
 from specvit_deploy.emulator import Emulator
 from specvit_deploy.errors import SpecVitError
+from specvit_deploy.file_path import FilePath
 from specvit_deploy.labels import LABEL_BOX, LOG_G
 from specvit_deploy.lattice import RegularGrid, lattice_labels
 from specvit_deploy.recipe import Recipe, test_recipe
 
-PathOption = click.Path(path_type=Path)
+PathOption = FilePath()
 
 
 @click.command()

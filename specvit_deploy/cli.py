@@ -19,6 +19,7 @@ import click
 
 from specvit_deploy import __version__
 from specvit_deploy.errors import SpecVitError, missing_extra
+from specvit_deploy.file_path import FilePath
 
 if TYPE_CHECKING:
     from specvit_deploy.engines import Engine
@@ -201,7 +202,7 @@ def _velocity(_: click.Context, __: click.Parameter, value: str | None) -> float
 
 
 @main.command()
-@click.argument("catalogs", metavar="CATALOG...", type=click.Path(path_type=Path), nargs=-1)
+@click.argument("catalogs", metavar="CATALOG...", type=FilePath(), nargs=-1)
 @click.option(
     "-o",
     "--output",
@@ -277,7 +278,7 @@ def predict(
 
 def _outputs(catalogs: tuple[Path, ...], output: Path | None, format: str | None) -> list[Path]:
     """Result file of each catalogue; no two alike."""
-    if len(catalogs) == 1 and output is not None:
+    if len(catalogs) == 1 and output is not None and not output.is_dir():
         return [output]
     if output is not None and not output.is_dir():
         raise SpecVitError(f"{output} is no folder, which the results of several catalogues need; make it first")
@@ -331,7 +332,7 @@ def _write_demo(catalog: Path) -> Path:
 
 
 @main.command()
-@click.argument("catalog", type=click.Path(path_type=Path))
+@click.argument("catalog", type=FilePath())
 @click.option("--n", default=10_000, show_default=True, type=click.IntRange(1), help="Number of spectra.")
 @click.option("--seed", default=42, show_default=True, type=click.IntRange(0), help="Equal seeds give equal spectra.")
 @mag_range
@@ -352,7 +353,7 @@ def simulate(catalog: Path, n: int, seed: int, mag: tuple[float, float], scenari
 
 
 @main.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=FilePath())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as JSON.")
 def status(output: Path, as_json: bool) -> None:
     """Say how far the run is that ends in OUTPUT."""
@@ -363,7 +364,7 @@ def status(output: Path, as_json: bool) -> None:
 
 
 @main.command()
-@click.argument("output", type=click.Path(path_type=Path))
+@click.argument("output", type=FilePath())
 def merge(output: Path) -> None:
     """Join the parts of a finished run (all its shards) into OUTPUT."""
     from specvit_deploy.pipeline import merge as run

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import click
 
+from specvit_deploy.file_path import FilePath
+
 
 @click.command()
-@click.argument("results", type=click.Path(path_type=Path))
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path), help="The page.  [default: RESULTS with the ending .html]"
-)
+@click.argument("results", type=FilePath())
+@click.option("-o", "--output", type=FilePath(), help="The page.  [default: RESULTS with the ending .html]")
 @click.option(
     "--catalog",
-    type=click.Path(path_type=Path),
+    type=FilePath(),
     help="The catalogue that RESULTS come from: draws the spectra that fit worst.",
 )
 def report(results: Path, output: Path | None, catalog: Path | None) -> None:

@@ -684,6 +684,18 @@ def test_the_command_line_leads_from_shards_to_the_file(stars: Path, truth: Colu
         assert result.exit_code == 2 and "give I/N with I from 1 to N" in result.stderr
 
 
+def test_a_result_goes_into_a_folder(stars: Path, tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["predict", str(stars), "-o", str(tmp_path), *FLAGS])
+    assert result.exit_code == 0 and (tmp_path / f"{stars.stem}.logg.h5").exists(), result.output
+
+
+@pytest.mark.parametrize("command", ["predict", "status", "merge", "report", "simulate", "ceiling"])
+@pytest.mark.parametrize("path", ["", "."])
+def test_a_path_without_a_name_is_refused(command: str, path: str) -> None:
+    result = CliRunner().invoke(main, [command, path])
+    assert result.exit_code == 2 and f"'{path}' names no file" in result.stderr
+
+
 @pytest.mark.parametrize(
     ("options", "line"),
     [
