@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
 
 from specvit_deploy.errors import SpecVitError
 from specvit_training.figures.paper import CEILING, look, sheet
@@ -72,5 +73,8 @@ def _draw_panel(axes: Axes, key: str, models: Sequence[Report], shown: dict[str,
     reach = [*front, (max(model[key] for model in models), front[-1][1])]
     axes.step(*zip(*reach, strict=True), where="post", color="0.5", lw=1.0, zorder=1, label="best for its cost")
     axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set_xlabel(COSTS[key], fontsize=9)
     axes.grid(alpha=0.3)
