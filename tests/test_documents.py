@@ -67,7 +67,7 @@ def test_the_errors_of_the_default_hold() -> None:
         cells = [group for group in found["groups"] if "snr" in group and "log_g" in group]
         assert sum(group["log_g_err"]["holds"] is not None for group in cells) > 40  # cells, not rows and columns alone
         assert abs(found["groups"][0]["log_g_err"]["coverage"] - 0.6827) < 0.016
-        if found["name"] in ("tilt", "hits"):  # a little low, as the README says
+        if found["name"] in ("tilt", "gap", "hits"):  # a little low or high, as the README says
             assert all(abs(miss["excess"]) < 0.05 for miss in found["failing"])
             assert f"{len(found['failing'])} of {found['judged']}" in README
         else:
