@@ -55,11 +55,6 @@ def summary(report: dict[str, Any]) -> str:
     facts = [("engine", f"{pair(used)}, batch {used['batch']}{threads}{'' if case['stable'] else ', unstable'}")]
     for name, spectra in (("a million spectra", MILLION), ("a billion spectra", BILLION)):
         facts.append((name, f"{duration(spectra / wall_rate(report)[0])}, {cpu_hours(spectra, per_cpu)}"))
-    workers = (report["scaling"] or {}).get("workers", [])
-    if len(workers) > 1:
-        fastest = max(workers, key=lambda found: float(found["spectra_per_second"]))
-        took = duration(BILLION / fastest["spectra_per_second"])
-        facts.append((f"a billion with {fastest['workers']} worker{'s' * (fastest['workers'] > 1)}", took))
     if stages is not None:
         facts.append(("the engine alone", f"{stages['engine_only_spectra_per_second'][0]:,.0f} per CPU second"))
     facts += [
