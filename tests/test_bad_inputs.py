@@ -239,8 +239,8 @@ def test_numbers_taken_for_others_are_flagged(case: str, spectra: tuple[Array, A
 
 OTHERS: dict[str, tuple[str, ...]] = {  # what most rows of them are
     "galaxy, absorption": ("POOR_FIT", "OUT_OF_DISTRIBUTION"),
-    "galaxy, emission": ("POOR_FIT", "OUT_OF_DISTRIBUTION"),
-    "white dwarf": ("OUT_OF_DISTRIBUTION",),
+    "galaxy, emission": ("POOR_FIT",),
+    "white dwarf": ("POOR_FIT",),
     "sky": ("LOW_SNR", "OUT_OF_DISTRIBUTION"),
 }
 

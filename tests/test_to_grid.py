@@ -434,7 +434,7 @@ def test_log_g_from_a_finer_sampling_is_that_of_the_native_grid(estimator: sv.Es
 
 
 def test_filled_noise_keeps_the_estimator_calibrated_after_a_shift_by_half_a_pixel(estimator: sv.Estimator) -> None:
-    """Smoother noise than the model was trained on pulls its estimates by much of their error; white noise does not."""
+    """Smoother noise than the model was trained on moves its estimates by much of their error; white noise does not."""
     emulator, rng, n = default_emulator(), np.random.default_rng(12), 300
     labels = rng.uniform(LABEL_BOX.low, LABEL_BOX.high, (n, 5))
     flux = emulator.flux(labels)
@@ -444,8 +444,8 @@ def test_filled_noise_keeps_the_estimator_calibrated_after_a_shift_by_half_a_pix
     shift = [on_grid(rows_of(wave, noise, error), PFS_MR, whiten=w) for w in (True, False)]
     tables = [estimator(flux + x.flux * x.unit[:, None], x.error * x.unit[:, None]) for x in shift]
     native = estimator(flux + noise, error)
-    filled, smooth = (np.mean((t["log_g"] - native["log_g"]) / native["log_g_err"]) for t in tables)
-    assert abs(filled) < 0.15 < 0.35 < abs(smooth)
+    filled, smooth = ((t["log_g"] - native["log_g"]) / native["log_g_err"] for t in tables)
+    assert abs(np.mean(filled)) < 0.15 and 1.8 * np.std(filled) < np.std(smooth)
     assert np.median(tables[0]["chi2_reduced"]) == pytest.approx(1.0, abs=0.01)
     z = (tables[0]["log_g"] - labels[:, 1]) / tables[0]["log_g_err"]
     assert 0.85 < z.std() < 1.2
