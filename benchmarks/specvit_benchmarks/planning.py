@@ -89,13 +89,17 @@ def plan(report: dict[str, Any], spectra: Sequence[int] = SPECTRA) -> list[dict[
 
 
 def node_rate(report: dict[str, Any]) -> tuple[float, str]:
-    """Spectra per second of the whole machine, from file to file, and what of that was not measured ("": nothing)."""
-    cores, rate = report["machine"]["cores"], report["stages"]["end_to_end_spectra_per_second"][0]
+    """Spectra per second of the whole machine, from file to file, and what of that was not measured ("": nothing).
+
+    The rate of the most workers that were measured, by the clock; without any, that of one process times the cores.
+    """
+    cores = report["machine"]["cores"]
     if not report["scaling"]:
+        rate: float = report["stages"]["end_to_end_spectra_per_second"][0]
         return cores * rate, f"{cores} cores as fast as {cores} times one"
     most = max(report["scaling"]["workers"], key=lambda found: found["workers"])
     said = "" if most["workers"] == cores else f"{cores} cores as efficient as {most['workers']}"
-    return cores * rate * most["efficiency"], said
+    return cores / most["workers"] * most["spectra_per_second"], said
 
 
 def card_rate(gflop: float) -> tuple[float, str]:

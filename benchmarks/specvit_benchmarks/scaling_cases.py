@@ -17,8 +17,8 @@ from specvit_deploy.bundle import Bundle
 from specvit_deploy.engines import Choice
 from specvit_deploy.errors import SpecVitError
 
-WORKERS_ROWS, BATCH_ROWS = 20_000, 5_000
-"""Spectra of runs with several workers, and of runs with other batches: the largest size that is not larger."""
+BATCH_ROWS = 5_000
+"""Spectra of runs with other batches: the largest size that is not larger."""
 MEASURED = "measured.json"
 Cost = dict[str, float]
 
@@ -50,21 +50,17 @@ class Plan:
         return [Case(rows) for rows in sorted(self.sizes)]
 
     def by_workers(self) -> list[Case]:
-        """A run for each number of processes, the first with one."""
-        rows = self._at_most(WORKERS_ROWS)
-        return [Case(rows, number) for number in sorted({1, *self.workers})]
+        """A run for each number of processes, the first with one, of the largest size: their start counts least."""
+        return [Case(max(self.sizes), number) for number in sorted({1, *self.workers})]
 
     def by_batch(self) -> list[Case]:
         """A run for each batch."""
-        return [Case(self._at_most(BATCH_ROWS), 1, batch) for batch in self.batches]
+        rows = max((size for size in self.sizes if size <= BATCH_ROWS), default=min(self.sizes))
+        return [Case(rows, 1, batch) for batch in self.batches]
 
     def cases(self) -> list[Case]:
         """All runs, each once."""
         return list(dict.fromkeys([*self.by_size(), *self.by_workers(), *self.by_batch()]))
-
-    def _at_most(self, rows: int) -> int:
-        """Largest size up to `rows`, or the smallest."""
-        return max((size for size in self.sizes if size <= rows), default=min(self.sizes))
 
 
 class Measured:
