@@ -121,7 +121,7 @@ class Preparation(nn.Module):
 def typical_error(error: Tensor, good: Tensor) -> Tensor:
     """Geometric mean (B, 1), over sets of `SET` far pixels, of the least good error in each; inputs (B, n).
 
-    A logarithm costs as much as twenty other operations, and a scale need not be exact. 1 for a row without a good
+    A scale need not be exact, and logarithms of all errors are 4 % of the default's graph. 1 for a row without a good
     pixel.
     """
     least = torch.where(good, error, NO_ERROR).reshape(-1, SET, error.shape[1] // SET).amin(1)
