@@ -91,7 +91,7 @@ class Scaled:
 
 
 def scaled(flux: NDArray[np.floating], error: NDArray[np.floating]) -> Scaled:
-    """Bring spectra (N, n) of any unit to numbers that can be squared (the graph of a bundle has a cheaper unit for it).
+    """Bring spectra (N, n) of any unit to numbers that can be squared; the graph of a bundle has a cheaper unit.
 
     A pixel with flux or error not finite, or error not positive, is bad: value 0, sigma 1. Values are clipped to
     `LARGEST_VALUE`, errors to `SMALLEST_ERROR` and above: a fill value of 1e20 spoils its row and stops nothing.
